@@ -328,7 +328,7 @@ fn set_up_memory(
     let memory = map.as_mut().map_err(|error| *error)?;
     // SAFETY: the entry code's root table, used by this kernel alone, in the image for ever.
     let root = unsafe { Table::<Granule4K>::root(PhysAddr(boot.root_table)) };
-    let leaves = Wishes::read().linear_leaves(size_change_at_first(cpu.features.call_once(CpuFeatures::read)));
+    let leaves = Wishes::read().linear_leaves(is_trusted_at_first(cpu.features.call_once(CpuFeatures::read)));
     let read_only = image::read_only_range(boot, Wishes::read().rodata);
     let guarded = guarded::take_memory(memory);
     let plan = linear::Plan { no_map: &platform.no_map, read_only, leaves, pages: guarded };
@@ -582,10 +582,10 @@ fn start_tags(kernel: &Kernel, checks: TagCheck) {
 /// Sets the policy for live mappings, by the features of all CPUs and the linear map as made for `boot_cpu`. Returns
 /// whether it is still to be split to pages, for the CPUs that have come up.
 fn decide_policy(kernel: &Kernel, all: &SystemFeatures, boot_cpu: &CpuFeatures) -> bool {
-    let (wishes, at_first) = (Wishes::read(), size_change_at_first(boot_cpu));
-    let is_split = wishes.splits_to_pages(at_first, all.size_change) && kernel.space.can_split_linear_to_pages();
+    let (wishes, trusted, at_first) = (Wishes::read(), all.size_change.is_trusted(), is_trusted_at_first(boot_cpu));
+    let is_split = wishes.splits_to_pages(at_first, trusted) && kernel.space.can_split_linear_to_pages();
     let linear = if is_split { Leaves::Pages } else { wishes.linear_leaves(at_first) };
-    let (policy, denied) = Policy::decide(wishes, all.size_change, linear, kernel.frames.total());
+    let (policy, denied) = Policy::decide(wishes, trusted, linear, kernel.frames.total());
     if let Some(denied) = denied {
         crate::log::warn!("{denied}");
     }
@@ -603,8 +603,8 @@ fn open_constants(kernel: &Kernel) -> Result<(), BootError> {
 }
 
 /// Whether live leaves may change size, on a machine of which only the boot CPU is known.
-fn size_change_at_first(boot_cpu: &CpuFeatures) -> SizeChange {
-    SizeChange::of(boot_cpu).or_as_told().at_first()
+fn is_trusted_at_first(boot_cpu: &CpuFeatures) -> bool {
+    SizeChange::of(boot_cpu).or_as_told().is_trusted_at_first()
 }
 
 fn arrive(cpu: &'static Cpu) {

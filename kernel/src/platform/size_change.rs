@@ -55,10 +55,9 @@ impl SizeChange {
         matches!(self, Self::Trusted(_) | Self::Architected | Self::Overridden(Override::Trust))
     }
 
-    /// The answer as far as it is known when only the boot CPU runs.
-    #[must_use]
-    pub fn at_first(self) -> Self {
-        if self == Self::Overridden(Override::BootCpu) { Self::Overridden(Override::Trust) } else { self }
+    /// Whether it may as far as is known when only the boot CPU runs.
+    pub fn is_trusted_at_first(self) -> bool {
+        self.is_trusted() || self == Self::Overridden(Override::BootCpu)
     }
 
     /// The answer for one CPU.

@@ -13,8 +13,8 @@ use granule::kernel;
 use granule::mm::counted::Counted;
 use granule::mm::notifier::{Event, Range, Subscriber, Subscription};
 use granule::mm::space::{
-    Enrolment, Features, MapRequest, MappedFile, Mark, Message, Object, PageFault, Placement, Populate, Seals,
-    ServedFaults, Sharing, SpaceRef, Terms, Used, Userfaultfd,
+    Enrolment, Features, MapRequest, MappedFile, Mark, Message, Object, PageFault, Placement, Populate, Seals, Sharing,
+    SpaceRef, Terms, Used, Userfaultfd,
 };
 use granule::sched::{self, IfNotReady, sleep_until};
 use granule::smp::this_cpu;
@@ -86,7 +86,7 @@ impl Watched {
         };
         let space = t.ok("a space", kernel().spaces.create(cpu))?;
         t.ok("a page", space.mmap_within(cpu, &request, &Terms { file, ..Terms::NONE }, &|| false))?;
-        let pager = t.ok("a userfaultfd", Userfaultfd::new(&space, ServedFaults::All, 0))?;
+        let pager = t.ok("a userfaultfd", Userfaultfd::new(&space, false, 0))?;
         t.ok("agreed", pager.agree(Features(Features::PAGEFAULT_FLAG_WP | Features::WP_HUGETLBFS_SHMEM)))?;
         let enrolment = Enrolment { missing: false, write_protected: true };
         t.ok("registered", Userfaultfd::register(&pager, cpu, START, PAGE, enrolment))?;

@@ -145,6 +145,6 @@ impl MemoryFile {
         if seals & !ALL != 0 {
             return Err(Errno::EINVAL);
         }
-        self.object.add_seals(seals, self.mode).map_err(errno)
+        self.object.add_seals(seals, self.mode & 0o111 != 0).map_err(errno)
     }
 }

@@ -77,10 +77,7 @@ pub(super) fn mmap(call: &mut Syscall<'_>) -> Answer {
             return Err(errno);
         }
     };
-    let locking = match space.future_locking() {
-        Locking::None if flags & MAP_LOCKED != 0 => Locking::Now,
-        future => future,
-    };
+    let locking = space.locking_of_new(flags & MAP_LOCKED != 0);
     let populate = match locking {
         Locking::None => flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE,
         Locking::Now => true,
@@ -369,8 +366,7 @@ pub(super) fn mremap(call: &mut Syscall<'_>) -> Answer {
         (true, true, _) => Move::To(target),
     };
     let (start, bytes, new_bytes) = (call.address::<0>().untagged(), call.argument::<1>(), call.argument::<2>());
-    let remap = Remap::new(start, bytes, new_bytes, to)?;
-    let mut remap = if has(MREMAP_DONTUNMAP) { remap.keeping_source()? } else { remap };
+    let mut remap = Remap::new(start, bytes, new_bytes, to, has(MREMAP_DONTUNMAP))?;
     let (space, limits) = (call.task.space(), call.task.process().limits.of_space());
     let address = loop {
         match space.mremap(this_cpu(), &mut remap, &limits) {
@@ -493,7 +489,7 @@ fn move_heap_end(call: &Syscall<'_>) -> u64 {
     }
     let (before, after) = (heap.end.next_multiple_of(PAGE), wanted.next_multiple_of(PAGE));
     let moved = if after > before {
-        let locking = space.future_locking();
+        let locking = space.locking_of_new(false);
         let request = MapRequest {
             placement: Placement::Heap(VirtAddr(before)),
             bytes: after - before,

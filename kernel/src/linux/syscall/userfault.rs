@@ -18,7 +18,7 @@ use crate::linux::file::table::OnExec;
 use crate::linux::file::userfaultfd::UserfaultFile;
 use crate::mm::counted::Counted;
 use crate::mm::space::{
-    Content, Enrolment, Features, FillError, Mark, Message, ReadError, ServedFaults, Space, UserfaultError, Userfaultfd,
+    Content, Enrolment, Features, FillError, Mark, Message, ReadError, Space, UserfaultError, Userfaultfd,
 };
 use crate::sched::IfNotReady;
 use crate::smp::this_cpu;
@@ -59,8 +59,7 @@ pub(super) fn userfaultfd(call: &mut Syscall<'_>) -> Answer {
     if flags & !(O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY) != 0 {
         return Err(Errno::EINVAL);
     }
-    let served = if flags & UFFD_USER_MODE_ONLY == 0 { ServedFaults::All } else { ServedFaults::UserMode };
-    let pager = Userfaultfd::new(&call.task.space_ref(), served, flags)?;
+    let pager = Userfaultfd::new(&call.task.space_ref(), flags & UFFD_USER_MODE_ONLY != 0, flags)?;
     add(call, pager, flags)
 }
 

@@ -14,7 +14,6 @@ use granule_pgtable::Leaves;
 use linkme::distributed_slice;
 
 use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
-use crate::platform::SizeChange;
 use crate::platform::features::branch;
 
 /// How live leaves are split that a change covers in part.
@@ -150,20 +149,20 @@ impl Wishes {
         }
     }
 
-    /// How leaves are split, by the answer for all CPUs.
-    fn split(&self, change: SizeChange) -> SplitMode {
+    /// How leaves are split where live leaves may change size, or not.
+    fn split(&self, trusted: bool) -> SplitMode {
         match self.split {
-            Some(asked) if change.is_trusted() || !asked.is_live() => asked,
-            None if change.is_trusted() => SplitMode::Lock,
+            Some(asked) if trusted || !asked.is_live() => asked,
+            None if trusted => SplitMode::Lock,
             _ => SplitMode::StopMachine,
         }
     }
 
-    /// The leaves of the linear map, by the answer for the boot CPU. Its pages change from contexts that cannot park other
-    /// CPUs, so they are pages where that would be needed. Free frames come and go one by one from any context, which may
-    /// have no memory for tables; so debug_pagealloc takes pages anyway.
-    pub fn linear_leaves(&self, change: SizeChange) -> Leaves {
-        let single_pages_change = self.rodata == Rodata::On && !self.split(change).is_live();
+    /// The leaves of the linear map, on a boot CPU that is trusted with changes of size or not. Its pages change from
+    /// contexts that cannot park other CPUs, so they are pages where that would be needed. Free frames come and go one by
+    /// one from any context, which may have no memory for tables; so debug_pagealloc takes pages anyway.
+    pub fn linear_leaves(&self, trusted: bool) -> Leaves {
+        let single_pages_change = self.rodata == Rodata::On && !self.split(trusted).is_live();
         if self.debug_pagealloc || single_pages_change { Leaves::Pages } else { Leaves::Largest }
     }
 
@@ -174,8 +173,8 @@ impl Wishes {
         if self.debug_pagealloc { 0 } else { self.lazy_pages.unwrap_or(usual) as u64 }
     }
 
-    /// Whether the linear map, made by the answer for the boot CPU, has to be split to pages by that for all CPUs.
-    pub fn splits_to_pages(&self, boot_cpu: SizeChange, all: SizeChange) -> bool {
+    /// Whether the linear map, made for a boot CPU that is trusted or not, has to be split to pages now that all CPUs are.
+    pub fn splits_to_pages(&self, boot_cpu: bool, all: bool) -> bool {
         self.linear_leaves(boot_cpu) == Leaves::Largest && self.linear_leaves(all) == Leaves::Pages
     }
 }
@@ -228,9 +227,10 @@ impl Policy {
         lazy_pages: 0,
     };
 
-    /// Decides for good: by the answer for all CPUs, for a linear map made of `linear` and `frames` in all.
-    pub fn decide(wishes: Wishes, change: SizeChange, linear: Leaves, frames: usize) -> (Self, Option<Denied>) {
-        let split = wishes.split(change);
+    /// Decides for good: all CPUs are `trusted` with live size changes or not, the linear map is made of `linear`, and there
+    /// are `frames` in all.
+    pub fn decide(wishes: Wishes, trusted: bool, linear: Leaves, frames: usize) -> (Self, Option<Denied>) {
+        let split = wishes.split(trusted);
         let can_change_pages = linear == Leaves::Pages || split.is_live();
         let alias = wishes.rodata == Rodata::On;
         // A single page is then a leaf, or can be made one: no call is refused half-way through an owner's pages.
@@ -277,10 +277,7 @@ impl fmt::Display for Policy {
 mod tests {
     use granule_pgtable::Leaves;
 
-    use super::{Denied, Policy, SizeChange, SplitMode, Wishes, branch};
-
-    const TRUSTED: SizeChange = SizeChange::Architected;
-    const UNTRUSTED: SizeChange = SizeChange::UnknownDesign(0);
+    use super::{Denied, Policy, SplitMode, Wishes, branch};
 
     /// 256 MiB.
     const FRAMES: usize = 1 << 16;
@@ -292,7 +289,7 @@ mod tests {
     }
 
     /// The leaves that the boot CPU alone chooses for the linear map, and the policy that all CPUs then decide.
-    fn decide(arguments: &'static str, boot_cpu: SizeChange, all: SizeChange) -> (Leaves, Policy, Option<Denied>) {
+    fn decide(arguments: &'static str, boot_cpu: bool, all: bool) -> (Leaves, Policy, Option<Denied>) {
         let leaves = wishes(arguments).linear_leaves(boot_cpu);
         let (policy, denied) = Policy::decide(wishes(arguments), all, leaves, FRAMES);
         (leaves, policy, denied)
@@ -303,7 +300,7 @@ mod tests {
         for (arguments, split) in
             [("", SplitMode::Lock), ("split=lockless", SplitMode::Lockless), ("split=sideways", SplitMode::Lock)]
         {
-            let (leaves, policy, denied) = decide(arguments, TRUSTED, TRUSTED);
+            let (leaves, policy, denied) = decide(arguments, true, true);
             assert_eq!((leaves, policy.split, denied), (Leaves::Largest, split, None), "{arguments}");
             assert!(policy.alias && policy.direct_map && !policy.debug_pagealloc);
         }
@@ -313,11 +310,11 @@ mod tests {
     fn where_nothing_is_split_live_the_linear_map_is_made_of_pages_if_single_pages_change() {
         const STOP: SplitMode = SplitMode::StopMachine;
         for (arguments, trusted, split) in [
-            ("", UNTRUSTED, STOP),
-            ("split=stop-machine", UNTRUSTED, STOP),
-            ("split=stop-machine", TRUSTED, STOP),
-            ("split=refuse", TRUSTED, SplitMode::Refuse),
-            ("split=refuse", UNTRUSTED, SplitMode::Refuse),
+            ("", false, STOP),
+            ("split=stop-machine", false, STOP),
+            ("split=stop-machine", true, STOP),
+            ("split=refuse", true, SplitMode::Refuse),
+            ("split=refuse", false, SplitMode::Refuse),
         ] {
             let (leaves, policy, denied) = decide(arguments, trusted, trusted);
             assert_eq!((leaves, policy.split, denied), (Leaves::Pages, split, None), "{arguments}");
@@ -326,7 +323,7 @@ mod tests {
         for (arguments, split) in
             [("rodata=noalias", STOP), ("rodata=off", STOP), ("rodata=noalias split=refuse", SplitMode::Refuse)]
         {
-            let (leaves, policy, denied) = decide(arguments, UNTRUSTED, UNTRUSTED);
+            let (leaves, policy, denied) = decide(arguments, false, false);
             assert_eq!((leaves, policy.split, denied), (Leaves::Largest, split, None), "{arguments}");
             assert!(!policy.alias && !policy.direct_map);
         }
@@ -334,7 +331,7 @@ mod tests {
 
     #[test]
     fn debug_pagealloc_takes_pages_and_manages_the_linear_map_whoever_is_trusted() {
-        for trusted in [UNTRUSTED, TRUSTED] {
+        for trusted in [false, true] {
             let (leaves, policy, denied) = decide("debug_pagealloc=on rodata=off", trusted, trusted);
             assert_eq!((leaves, denied), (Leaves::Pages, None));
             assert!(policy.debug_pagealloc && policy.direct_map && !policy.alias);
@@ -344,39 +341,39 @@ mod tests {
     #[test]
     fn the_linear_map_is_split_to_pages_where_a_cpu_comes_that_is_not_trusted() {
         for (arguments, boot_cpu, all, splits) in [
-            ("", TRUSTED, UNTRUSTED, true),
-            ("split=lock", TRUSTED, UNTRUSTED, true),
-            ("", TRUSTED, TRUSTED, false),
-            ("", UNTRUSTED, UNTRUSTED, false),
+            ("", true, false, true),
+            ("split=lock", true, false, true),
+            ("", true, true, false),
+            ("", false, false, false),
             // Made of pages already, or no page of it changes.
-            ("split=refuse", TRUSTED, UNTRUSTED, false),
-            ("split=stop-machine", TRUSTED, UNTRUSTED, false),
-            ("debug_pagealloc=on", TRUSTED, UNTRUSTED, false),
-            ("rodata=noalias", TRUSTED, UNTRUSTED, false),
+            ("split=refuse", true, false, false),
+            ("split=stop-machine", true, false, false),
+            ("debug_pagealloc=on", true, false, false),
+            ("rodata=noalias", true, false, false),
         ] {
             assert_eq!(wishes(arguments).splits_to_pages(boot_cpu, all), splits, "{arguments}");
         }
-        let (policy, denied) = Policy::decide(wishes(""), UNTRUSTED, Leaves::Pages, FRAMES);
+        let (policy, denied) = Policy::decide(wishes(""), false, Leaves::Pages, FRAMES);
         assert_eq!((policy.split, policy.alias, policy.direct_map, denied), (SplitMode::StopMachine, true, true, None));
     }
 
     #[test]
     fn a_cpu_that_is_not_trusted_and_comes_late_leaves_aliases_alone_without_memory_for_tables() {
-        let (leaves, policy, denied) = decide("split=lockless", TRUSTED, UNTRUSTED);
+        let (leaves, policy, denied) = decide("split=lockless", true, false);
         assert_eq!((leaves, policy.split, denied), (Leaves::Largest, SplitMode::StopMachine, Some(Denied::Alias)));
         assert!(!policy.alias && !policy.direct_map, "a page of the linear map cannot change alone");
-        let (_, policy, denied) = decide("split=lockless debug_pagealloc=on", TRUSTED, UNTRUSTED);
+        let (_, policy, denied) = decide("split=lockless debug_pagealloc=on", true, false);
         assert_eq!((policy.alias, denied), (true, Some(Denied::Split(SplitMode::Lockless))));
     }
 
     #[test]
     fn areas_have_large_leaves_where_these_can_be_split() {
         for (arguments, trusted, leaves) in [
-            ("", TRUSTED, Leaves::Largest),
-            ("vmalloc=pages", TRUSTED, Leaves::Pages),
-            ("", UNTRUSTED, Leaves::Largest),
-            ("split=refuse", TRUSTED, Leaves::Pages),
-            ("vmalloc=largest split=refuse", UNTRUSTED, Leaves::Pages),
+            ("", true, Leaves::Largest),
+            ("vmalloc=pages", true, Leaves::Pages),
+            ("", false, Leaves::Largest),
+            ("split=refuse", true, Leaves::Pages),
+            ("vmalloc=largest split=refuse", false, Leaves::Pages),
         ] {
             let (_, policy, denied) = decide(arguments, trusted, trusted);
             let is_denied = leaves == Leaves::Pages && arguments.contains("vmalloc=largest");
@@ -386,7 +383,7 @@ mod tests {
 
     #[test]
     fn asking_for_a_split_by_name_is_not_trust() {
-        let (_, policy, denied) = decide("split=lock", UNTRUSTED, UNTRUSTED);
+        let (_, policy, denied) = decide("split=lock", false, false);
         assert_eq!((policy.split, denied), (SplitMode::StopMachine, Some(Denied::Split(SplitMode::Lock))));
     }
 
@@ -402,7 +399,7 @@ mod tests {
             ("vmalloc.lazy=many", FRAMES, 128),
             ("vmalloc.lazy=5000 debug_pagealloc=on", FRAMES, 0),
         ] {
-            let (policy, _) = Policy::decide(wishes(arguments), TRUSTED, Leaves::Largest, frames);
+            let (policy, _) = Policy::decide(wishes(arguments), true, Leaves::Largest, frames);
             assert_eq!((policy.lazy_pages, policy.takes(branch::LAZY_UNMAP)), (pages, pages != 0), "{arguments}");
         }
     }

@@ -83,8 +83,7 @@ impl Splitting {
         }
     }
 
-    /// Counts the splits of leaves from `start` on.
-    fn count(&self, splits: &Splits, start: VirtAddr) {
+    fn count(&self, splits: &Splits, of_area: bool) {
         let add = |counter: &AtomicU64, count: u8| {
             if count != 0 {
                 counter.fetch_add(count.into(), Ordering::Relaxed);
@@ -95,7 +94,7 @@ impl Splitting {
         for level in [1, 2] {
             add(&self.blocks[level], splits.blocks[level]);
             add(&self.groups[level + 1], splits.groups[level + 1]);
-            if !layout::is_linear(start) {
+            if of_area {
                 add(&self.of_areas, splits.blocks[level]);
             }
         }
@@ -195,7 +194,7 @@ impl Splitter<Machine> for LeafSplitter<'_> {
             SplitMode::Lockless => cut.split(&Lockless, &mut source),
             _ => cut.split(&Locking(&space.splitting), &mut source),
         };
-        space.splitting.count(&splits?, cut.start());
+        space.splitting.count(&splits?, !layout::is_linear(cut.start()));
         Ok(())
     }
 }
@@ -300,7 +299,7 @@ impl KernelSpace {
             let split = tables.split_stopped(range, count, how, &mut source);
             let (splits, is_all) = split.map_err(|error| self.explain(error))?;
             self.note_stop();
-            self.splitting.count(&splits, range.start());
+            self.splitting.count(&splits, !layout::is_linear(range.start()));
             if is_all {
                 return Ok(());
             }

@@ -113,6 +113,10 @@ impl AreaFlags {
         Self(self.0 & !others.0)
     }
 
+    const fn when(self, condition: bool) -> Self {
+        if condition { self } else { Self(0) }
+    }
+
     /// The attributes of the pages of such an area, which are `of_memory` where they are no registers.
     #[inline(always)]
     pub(super) const fn attributes(self, of_memory: Attributes) -> Attributes {
@@ -127,11 +131,6 @@ impl AreaFlags {
     /// With which userfaultfd of its space it is [registered](Self::REGISTERED).
     pub(super) const fn userfaultfd(self) -> UserfaultfdNumber {
         UserfaultfdNumber((self.0 >> Self::NUMBER) as u16)
-    }
-
-    /// Whether it is registered with this userfaultfd of its space.
-    pub(super) const fn is_registered_with(self, number: UserfaultfdNumber) -> bool {
-        self.has_any(Self::REGISTERED) && self.userfaultfd().0 == number.0
     }
 
     /// These flags, registered with userfaultfd `number`, by `modes` of [`Self::REGISTERED`].
@@ -244,8 +243,8 @@ impl Area {
     /// An area of `range`, in no tree, of anonymous memory or of `mapping`.
     pub(super) fn new(range: PageRange, protection: Protection, mapping: Option<PoolBox<Mapping>>) -> Self {
         let is_shared = mapping.as_ref().is_some_and(|mapping| mapping.sharing == Sharing::Shared);
-        let shared = if is_shared { AreaFlags::SHARED } else { AreaFlags::NONE };
-        Self::of(range.start(), range.end(), protection, 0, AreaFlags::RESERVED.with(shared), mapping)
+        let flags = AreaFlags::RESERVED.with(AreaFlags::SHARED.when(is_shared));
+        Self::of(range.start(), range.end(), protection, 0, flags, mapping)
     }
 
     /// This area, with `bytes` free bytes below that the kernel does not choose.
@@ -253,9 +252,10 @@ impl Area {
         Self { guard: Cell::new(bytes), ..self }
     }
 
-    /// Lets it be larger than all memory, before it is inserted.
-    pub(super) fn unreserve(&mut self) {
-        self.flags.set(self.flags().without(AreaFlags::RESERVED));
+    /// This area; unless `reserved`, it may be larger than all memory.
+    pub(super) fn reserved(self, reserved: bool) -> Self {
+        let others = self.flags().without(AreaFlags::RESERVED);
+        Self { flags: Cell::new(others.with(AreaFlags::RESERVED.when(reserved))), ..self }
     }
 
     /// Registers it with no userfaultfd, before it is inserted.

@@ -248,10 +248,7 @@ impl Space {
         if let Some(first) = replaced {
             self.replace(cpu, areas, range, first, &mut spares);
         }
-        let mut area = Area::new(range, request.protection, mapping).guarded(guard);
-        if !terms.fits_in_memory {
-            area.unreserve();
-        }
+        let mut area = Area::new(range, request.protection, mapping).guarded(guard).reserved(terms.fits_in_memory);
         if area.object().is_some_and(Object::is_registers) {
             self.begin_registers(&mut area);
         } else if terms.locking != Locking::None {
@@ -451,8 +448,7 @@ impl Space {
             };
             if !areas.is_whole() {
                 drop(areas);
-                let is_covered = self.discard_in_parts(cpu, range)?;
-                return if in_space && is_covered { Ok(()) } else { Err(SpaceError::NoMemory) };
+                return self.discard_in_parts(cpu, range, in_space);
             }
             let change = Range::new(Event::Clear, range.start(), range.end());
             // Where a subscriber has just joined, it is found the next time.
@@ -473,14 +469,13 @@ impl Space {
         (!self.keeps_pages()).then_some(areas)
     }
 
-    /// Discards the pages of `range`; returns whether areas cover it.
     #[cold]
     #[inline(never)]
-    fn discard_in_parts(&self, cpu: &Cpu, range: PageRange) -> Result<bool, SpaceError> {
-        let (mut rest, mut is_covered) = (range, true);
+    fn discard_in_parts(&self, cpu: &Cpu, range: PageRange, in_space: bool) -> Result<(), SpaceError> {
+        let (mut rest, mut is_covered) = (range, in_space);
         loop {
             match self.discard(cpu, rest)? {
-                (is_all, None) => return Ok(is_covered && is_all),
+                (is_all, None) => return if is_covered && is_all { Ok(()) } else { Err(SpaceError::NoMemory) },
                 (_, Some(next)) => {
                     rest = pages(next, range.end());
                     // The page below a part is not mapped.

@@ -123,16 +123,17 @@ pub(super) fn uffd_wp_marker() -> Descriptor {
     Descriptor::from(Markers::UFFD_WP)
 }
 
-/// The entry that is not present, for a space without write permission: a migration ends with `most` access, as in Linux's
-/// `copy_nonpresent_pte`.
+/// The entry that is not present, for a space without write permission: a migration that would end in a writable page
+/// becomes one for reading, as in Linux's `copy_nonpresent_pte`.
 #[cold]
-pub(super) fn unwritable(entry: Descriptor, most: MigrationAccess) -> Descriptor {
+pub(super) fn unwritable(entry: Descriptor, exclusive: bool) -> Descriptor {
     let (EntryState::Migration, NonPresent::Migration(migration)) = (state(entry), entry.non_present()) else {
         return entry;
     };
     let access = match migration.access {
         MigrationAccess::Read => MigrationAccess::Read,
-        MigrationAccess::ReadExclusive | MigrationAccess::Write => most,
+        MigrationAccess::ReadExclusive | MigrationAccess::Write if exclusive => MigrationAccess::ReadExclusive,
+        MigrationAccess::ReadExclusive | MigrationAccess::Write => MigrationAccess::Read,
     };
     Migration { access, ..migration }.into()
 }

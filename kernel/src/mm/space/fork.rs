@@ -5,7 +5,7 @@
 //! between the change that makes a page read-only and its invalidation on every CPU.
 
 use granule_arch::addr::VirtAddr;
-use granule_arch::descriptor::{Descriptor, MigrationAccess};
+use granule_arch::descriptor::Descriptor;
 use granule_pgtable::{CellsOrBlock, Mmu, PageRange, Stores, Visited};
 
 use super::address_space::{Space, SpaceRef};
@@ -168,7 +168,7 @@ impl Space {
             }
             // An entry that is not present holds no frame.
             EntryState::Marker(_) | EntryState::Migration | EntryState::Damaged => {
-                let unwritable = unwritable(entry, MigrationAccess::Read);
+                let unwritable = unwritable(entry, false);
                 if unwritable != entry {
                     mmu.store(cell, unwritable);
                 }

@@ -220,14 +220,13 @@ impl Space {
         self.future_locking.store(locking as u8, Ordering::Relaxed);
     }
 
-    /// How an area that comes is locked, where its request asks for nothing.
-    pub fn future_locking(&self) -> Locking {
-        const NONE: u8 = Locking::None as u8;
+    /// How an area that comes is locked, if its request asks for that, or else.
+    pub fn locking_of_new(&self, is_asked: bool) -> Locking {
         const ON_FAULT: u8 = Locking::OnFault as u8;
         match self.future_locking.load(Ordering::Relaxed) {
             ON_FAULT => Locking::OnFault,
-            NONE => Locking::None,
-            _ => Locking::Now,
+            future if is_asked || future != Locking::None as u8 => Locking::Now,
+            _ => Locking::None,
         }
     }
 

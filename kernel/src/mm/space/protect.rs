@@ -4,7 +4,7 @@
 //! the page of zeros stay read-only until a fault copies them.
 
 use granule_arch::addr::VirtAddr;
-use granule_arch::descriptor::{Attributes, Descriptor, MigrationAccess, Protection, bits};
+use granule_arch::descriptor::{Attributes, Descriptor, Protection, bits};
 use granule_arch::patched_branch;
 use granule_pgtable::{CellsOrBlock, Mmu, PageRange, Stores, Survey, Tables, Tlb};
 
@@ -340,7 +340,7 @@ impl Space {
                 EntryState::Empty | EntryState::Marker(_) | EntryState::Damaged => continue,
                 EntryState::Migration => {
                     if !allowed.is_writable() {
-                        mmu.store(cell, unwritable(old, MigrationAccess::ReadExclusive));
+                        mmu.store(cell, unwritable(old, true));
                     }
                     continue;
                 }

@@ -80,11 +80,13 @@ pub struct Remap {
 }
 
 impl Remap {
-    /// Of the `bytes` bytes from `start` on, which become `new_bytes`; each is rounded up to pages.
+    /// Of the `bytes` bytes from `start` on, which become `new_bytes`; each is rounded up to pages. With `keeps_source`
+    /// the old addresses stay mapped, without contents (`MREMAP_DONTUNMAP`).
     ///
     /// # Errors
-    /// [`SpaceError::Invalid`]: an address that is no page's, no new bytes, ranges that no space has or that overlap.
-    pub fn new(start: VirtAddr, bytes: u64, new_bytes: u64, to: Move) -> Result<Self, SpaceError> {
+    /// [`SpaceError::Invalid`]: an address that is no page's, no new bytes, ranges that no space has or that overlap,
+    /// or another size with `keeps_source`.
+    pub fn new(start: VirtAddr, bytes: u64, new_bytes: u64, to: Move, keeps_source: bool) -> Result<Self, SpaceError> {
         /// Linux's `TASK_SIZE`.
         const END: u64 = 1 << 48;
         // Both wrap to no bytes, as on Linux.
@@ -94,20 +96,12 @@ impl Remap {
         }
         if let Some(to) = to.target() {
             let overlaps = start.0.wrapping_add(bytes) > to.0 && to.0.saturating_add(new_bytes) > start.0;
-            if to.0 > END - new_bytes || !to.is_aligned(PAGE) || overlaps {
+            let is_resized = keeps_source && bytes != new_bytes;
+            if to.0 > END - new_bytes || !to.is_aligned(PAGE) || is_resized || overlaps {
                 return Err(SpaceError::Invalid);
             }
         }
-        Ok(Self { start, bytes, new_bytes, to, keeps_source: false, moved: 0, longer: None })
-    }
-
-    /// It, with the old addresses mapped still, without contents (`MREMAP_DONTUNMAP`).
-    ///
-    /// # Errors
-    /// [`SpaceError::Invalid`]: it has a target, and changes the size.
-    pub fn keeping_source(self) -> Result<Self, SpaceError> {
-        let is_resized = self.to.target().is_some() && self.bytes != self.new_bytes;
-        if is_resized { Err(SpaceError::Invalid) } else { Ok(Self { keeps_source: true, ..self }) }
+        Ok(Self { start, bytes, new_bytes, to, keeps_source, moved: 0, longer: None })
     }
 
     /// The pages that a locked area has become longer by, which the caller [populates](Space::populate_again).

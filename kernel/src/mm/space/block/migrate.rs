@@ -81,7 +81,8 @@ impl Spaces {
             self.frames.set_origin(to, origin.0);
             // The contents before the entries.
             self.mmu.dmb_ishst();
-            family.count(&|space| space.map_moved_block(&moving, found))
+            let is_writable = found == 1 && moving.was_writable.get();
+            family.count(&|space| space.map_moved_block(&moving, is_writable))
         } else {
             0
         };
@@ -121,9 +122,9 @@ impl Space {
         true
     }
 
-    /// Puts the new block, with a hold, in the place of the one that is moving, if the entry, one of `entries`, has that still;
-    /// returns whether it has.
-    fn map_moved_block(&self, moving: &Moving, entries: u32) -> bool {
+    /// Puts the new block, with a hold, in the place of the one that is moving, if the entry has that still; returns
+    /// whether it has.
+    fn map_moved_block(&self, moving: &Moving, is_writable: bool) -> bool {
         let (mmu, start) = (self.mmu(), moving.start);
         let areas = self.areas.read(start);
         let (Some(area), Some(found)) = (areas.find(start), self.block_at(start)) else { return false };
@@ -133,11 +134,10 @@ impl Space {
         if !is_block(entry) || entry.address() != moving.from {
             return false;
         }
-        let is_sole = entries == 1 && moving.was_writable.get();
-        let is_writable = is_sole && area.protection().contains(Protection::WRITE);
+        let permits = area.protection().contains(Protection::WRITE);
         let moved = |entry: Descriptor| {
             let new = Descriptor(entry.0 & !bits::ADDRESS | moving.to.0);
-            if is_writable { may_be_written(new) } else { new }
+            if is_writable && permits { may_be_written(new) } else { new }
         };
         // Checked since, while the copy has no tags: it stays, as what was split does.
         if self.prepared_block(moved(entry)) != Some(moved(entry)) {

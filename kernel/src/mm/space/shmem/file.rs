@@ -143,17 +143,17 @@ impl Object {
         *self.state.read()
     }
 
-    /// Adds seals, which stay for ever, to a file of this mode.
+    /// Adds seals, which stay for ever. `is_executable`: whether the file's mode allows execution.
     ///
     /// # Errors
     /// [`ObjectError::Sealed`], [`ObjectError::Busy`]: an area has it that a program may write through. Nothing was
     /// changed.
-    pub fn add_seals(&self, mut seals: u32, mode: u32) -> Result<(), ObjectError> {
+    pub fn add_seals(&self, mut seals: u32, is_executable: bool) -> Result<(), ObjectError> {
         let mut state = self.state.write();
         if state.has(Seals::SEAL) {
             return Err(ObjectError::Sealed);
         }
-        if seals & Seals::EXEC != 0 && mode & 0o111 != 0 {
+        if seals & Seals::EXEC != 0 && is_executable {
             seals |= Seals::SHRINK | Seals::GROW | Seals::WRITES;
         }
         if seals & Seals::WRITE != 0

@@ -6,7 +6,7 @@ use std::vec;
 use super::*;
 use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE};
 use crate::mm::space::pagemap::{GUARD, PRESENT};
-use crate::mm::space::{AreaAdvice, Enrolment, FaultError, FaultMode, Features, ServedFaults, Userfaultfd};
+use crate::mm::space::{AreaAdvice, Enrolment, FaultError, FaultMode, Features, Userfaultfd};
 
 const START: VirtAddr = VirtAddr(0x10_0000_0000);
 const BLOCK_PAGES: u64 = BLOCK_FRAMES as u64;
@@ -42,15 +42,13 @@ fn fault(space: &Space, cpu: &Cpu, access: Access, mode: FaultMode) -> Result<()
 #[test]
 fn no_sigbus_for_a_page_that_is_copied() {
     let rig = Rig::new(4);
-    for (features, served, mode) in [
-        (Features::SIGBUS, ServedFaults::All, FaultMode::El0),
-        (0, ServedFaults::UserMode, FaultMode::Kernel),
-        (0, ServedFaults::UserMode, FaultMode::Device),
-    ] {
+    for (features, user_mode_only, mode) in
+        [(Features::SIGBUS, false, FaultMode::El0), (0, true, FaultMode::Kernel), (0, true, FaultMode::Device)]
+    {
         for access in [Access::Read, Access::Write] {
             let prepare = || {
                 let (space, child) = shared_with_child(&rig);
-                let pager = Userfaultfd::new(&space, served, 0).unwrap();
+                let pager = Userfaultfd::new(&space, user_mode_only, 0).unwrap();
                 pager.agree(Features(features)).unwrap();
                 let missing = Enrolment { missing: true, write_protected: false };
                 Userfaultfd::register(&pager, &rig.cpu, START, PAGE, missing).unwrap();

@@ -156,7 +156,7 @@ fn what_concerns_the_whole_changes_the_block_and_what_concerns_a_part_splits_it(
             ] {
                 let used = rig.used();
                 let space = fresh();
-                let mut request = Remap::new(page(first), count * PAGE, count * PAGE, Move::To(to)).unwrap();
+                let mut request = Remap::new(page(first), count * PAGE, count * PAGE, Move::To(to), false).unwrap();
                 space.mremap(&rig.cpu, &mut request, &SpaceLimits::NONE).unwrap();
                 let at = to + (5 - first) * PAGE;
                 assert_eq!((rig.read(&space, at), size(&space, at), leaf(&space, page(5))), (5, moved, None));
@@ -447,7 +447,7 @@ impl Sequence<'_> {
                 // To where nothing is, and back: as it was.
                 let away = page(8 * BLOCKS * BLOCK_PAGES + numbers.below(2));
                 let moved = |from, to| {
-                    let mut request = Remap::new(from, bytes, bytes, Move::To(to)).unwrap();
+                    let mut request = Remap::new(from, bytes, bytes, Move::To(to), false).unwrap();
                     space.mremap(&rig.cpu, &mut request, &SpaceLimits::NONE)
                 };
                 if moved(at, away).is_ok() {

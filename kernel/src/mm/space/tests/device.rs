@@ -206,7 +206,7 @@ impl<'r> Stage<'r> {
             }
             Call::Unmap { page, pages } => space.munmap(cpu, at(page), pages * PAGE).unwrap(),
             Call::Move { page, pages, to } => {
-                if let Ok(mut there) = Remap::new(at(page), pages * PAGE, pages * PAGE, Move::To(at(to))) {
+                if let Ok(mut there) = Remap::new(at(page), pages * PAGE, pages * PAGE, Move::To(at(to)), false) {
                     _ = space.mremap(cpu, &mut there, &SpaceLimits::NONE);
                 }
             }

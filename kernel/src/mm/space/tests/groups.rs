@@ -361,7 +361,7 @@ fn a_group_that_moves_stays_one_where_it_is_aligned() {
         ] {
             let space = written(rig);
             let to = page(first + by);
-            let mut request = Remap::new(page(first), count * PAGE, count * PAGE, Move::To(to)).unwrap();
+            let mut request = Remap::new(page(first), count * PAGE, count * PAGE, Move::To(to), false).unwrap();
             assert_eq!(space.mremap(&rig.cpu, &mut request, &SpaceLimits::NONE), Ok(to));
             assert_eq!(groups(&space), left, "{first} {count} {by}");
             for index in 0..ALL {
@@ -381,7 +381,7 @@ fn pages_whose_frames_are_not_aligned_are_not_folded() {
         let space = wanted(rig, 2 * ALL);
         (0..2 * ALL).for_each(|index| rig.write(&space, page(index), index as u8));
         let bytes = 2 * GROUP_SIZE;
-        let mut request = Remap::new(START, bytes, bytes, Move::To(page(33))).unwrap();
+        let mut request = Remap::new(START, bytes, bytes, Move::To(page(33)), false).unwrap();
         space.mremap(&rig.cpu, &mut request, &SpaceLimits::NONE).unwrap();
         let frame = |index| entry(&space, index).address();
         assert!((48..64).all(|index| frame(index) == frame(48) + (index - 48) * PAGE));

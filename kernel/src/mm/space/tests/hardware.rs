@@ -158,7 +158,7 @@ fn a_move_loses_nothing_that_the_hardware_sets() {
     let there_and_back: Call = |stage, _| {
         let other = VirtAddr(stage.start.0 - 1000 * PAGE);
         for (from, to) in [(stage.start, other), (other, stage.start)] {
-            let mut there = Remap::new(from, PAGE, PAGE, Move::To(to)).unwrap();
+            let mut there = Remap::new(from, PAGE, PAGE, Move::To(to), false).unwrap();
             assert_eq!(stage.space.mremap(&stage.rig.cpu, &mut there, &SpaceLimits::NONE), Ok(to));
         }
     };

@@ -124,7 +124,7 @@ fn a_page_that_mremap_has_moved_moves_again() {
     rig.write(&space, page, 1);
     let to = page - 1000 * PAGE;
     let there = |space: &Space| {
-        let mut request = Remap::new(page, PAGE, PAGE, Move::To(to)).unwrap();
+        let mut request = Remap::new(page, PAGE, PAGE, Move::To(to), false).unwrap();
         space.mremap(&rig.cpu, &mut request, &SpaceLimits::NONE).unwrap();
     };
     there(&space);
@@ -546,7 +546,7 @@ fn programs_go_on_while_their_pages_move() {
             if number == 0 && round % 5 == 1 {
                 let away = start - 64 * PAGE;
                 for (from, to) in [(at, away), (away, at)] {
-                    let mut request = Remap::new(from, PAGE, PAGE, Move::To(to)).unwrap();
+                    let mut request = Remap::new(from, PAGE, PAGE, Move::To(to), false).unwrap();
                     space.mremap(cpu, &mut request, &SpaceLimits::NONE).unwrap();
                 }
                 let expected = if round % 7 == 0 { [0; 8] } else { value };
@@ -680,7 +680,7 @@ fn programs_go_on_while_their_blocks_move() {
             if number == 0 && round % 7 == 0 {
                 let away = BLOCK + 8 * BLOCK_SIZE;
                 for (from, to) in [(own, away), (away, own)] {
-                    let mut request = Remap::new(from, BLOCK_SIZE, BLOCK_SIZE, Move::To(to)).unwrap();
+                    let mut request = Remap::new(from, BLOCK_SIZE, BLOCK_SIZE, Move::To(to), false).unwrap();
                     space.mremap(cpu, &mut request, &SpaceLimits::NONE).unwrap();
                 }
                 assert!(holds(&space, value), "moved in round {round}");

@@ -364,7 +364,7 @@ fn a_move_is_an_unmapping_of_the_old_place() {
     let used = stage.rig.frames.stats().used;
     let moved = |from: u64, to: u64| {
         let to = Move::To(stage.page(to));
-        let mut there = Remap::new(stage.page(from), 2 * PAGE, 2 * PAGE, to).unwrap();
+        let mut there = Remap::new(stage.page(from), 2 * PAGE, 2 * PAGE, to, false).unwrap();
         stage.space.mremap(&stage.rig.cpu, &mut there, &SpaceLimits::NONE).unwrap();
     };
     stage.space.munmap(&stage.rig.cpu, stage.page(2), 2 * PAGE).unwrap();
@@ -491,12 +491,12 @@ fn shared_pages_are_invalidated_before_their_area_is_gone() {
     struct Sealing(Counted<Object>);
     impl Subscriber for Sealing {
         fn invalidate_secondary_tlbs(&self, _: VirtAddr, _: VirtAddr) {
-            assert_eq!(self.0.add_seals(Seals::WRITE, 0o666), Err(ObjectError::Busy), "nothing is invalidated yet");
+            assert_eq!(self.0.add_seals(Seals::WRITE, false), Err(ObjectError::Busy), "nothing is invalidated yet");
         }
     }
     let sealing = Subscription::new(stage.space.clone(), Sealing(object), 0).unwrap();
     stage.space.munmap(&stage.rig.cpu, start, PAGE).unwrap();
-    assert_eq!(sealing.0.add_seals(Seals::WRITE, 0o666), Ok(()));
+    assert_eq!(sealing.0.add_seals(Seals::WRITE, false), Ok(()));
 }
 
 #[test]
@@ -686,7 +686,7 @@ fn a_batch_notifies_each_space_before_it_waits() {
     let guard = || stage.space.madvise_guard(&stage.rig.cpu, stage.start, PAGE, &|| false).unwrap();
     assert_events(&stage, guard, &format!("start clear 0..1, {gone}, write, end clear 0..1"));
     again();
-    let mut there = Remap::new(stage.start, PAGE, PAGE, Move::To(VirtAddr(stage.start.0 - 8 * PAGE))).unwrap();
+    let mut there = Remap::new(stage.start, PAGE, PAGE, Move::To(VirtAddr(stage.start.0 - 8 * PAGE)), false).unwrap();
     let remap = || assert!(stage.space.mremap(&stage.rig.cpu, &mut there, &SpaceLimits::NONE).is_ok());
     assert_events(&stage, remap, &format!("start unmap 0..1, {gone}, end unmap 0..1"));
     stage.space.munmap(&stage.rig.cpu, VirtAddr(stage.start.0 - 8 * PAGE), PAGE).unwrap();

@@ -13,7 +13,7 @@ use granule_arch::addr::{PAGE, VirtAddr};
 use super::super::{Access, Sharing, SpaceRef, handle_fault};
 use super::{Rig, private};
 use crate::mm::notifier::{Subscriber, Subscription};
-use crate::mm::space::{Enrolment, Features, MapRequest, Mark, ServedFaults, Space, Userfaultfd};
+use crate::mm::space::{Enrolment, Features, MapRequest, Mark, Space, Userfaultfd};
 use crate::smp::{Cpu, CpuId};
 
 /// How long an invalidation is held up: enough for another thread to finish a call, if it can.
@@ -170,7 +170,7 @@ fn write_protection_invalidates_before_it_drops_the_lock_of_a_table() {
             if page == 11 {
                 space.madvise_dontneed(&rig.cpu, START + PAGE, PAGE).unwrap();
             }
-            let pager = Userfaultfd::new(&space, ServedFaults::All, 0).unwrap();
+            let pager = Userfaultfd::new(&space, false, 0).unwrap();
             pager.agree(Features(0)).unwrap();
             let enrolment = Enrolment { missing: false, write_protected: true };
             Userfaultfd::register(&pager, &rig.cpu, START, PAGES * PAGE, enrolment).unwrap();

@@ -478,8 +478,7 @@ impl World {
                 let is_anonymous =
                     |page| matches!(model.get(&page).map(|page| &page.backing), Some(Backing::Shared(_, _, None)));
                 if pages >= new_pages || !is_anonymous(address(at).0) {
-                    let request = Remap::new(address(at), pages * PAGE, new_pages * PAGE, to);
-                    let request = if keeps { request.and_then(Remap::keeping_source) } else { request };
+                    let request = Remap::new(address(at), pages * PAGE, new_pages * PAGE, to, keeps);
                     let result = request.and_then(|mut request| space.mremap(cpu, &mut request, &SpaceLimits::NONE));
                     let expected = Remapped { at, pages, new_pages, to, keeps }.model(model, result.ok());
                     prop_assert_eq!(result.map(drop), expected);

@@ -204,7 +204,7 @@ const FORK: Work = |mapped, cpu| drop(mapped.space.fork(cpu).unwrap());
 const MOVE: Work = |mapped, cpu| {
     let other = START + 510 * PAGE;
     for (from, to) in [(START, other), (other, START)] {
-        let mut there = Remap::new(from, PAGES * PAGE, PAGES * PAGE, Move::To(to)).unwrap();
+        let mut there = Remap::new(from, PAGES * PAGE, PAGES * PAGE, Move::To(to), false).unwrap();
         mapped.space.mremap(cpu, &mut there, &SpaceLimits::NONE).unwrap();
     }
 };

@@ -199,9 +199,7 @@ fn calls_leave_them_alone_as_linux_does() {
 
     let to = START + 8 * PAGE;
     let remap = |from, bytes, new, to, keeps| {
-        let request = Remap::new(from, bytes, new, to).unwrap();
-        let mut request = if keeps { request.keeping_source().unwrap() } else { request };
-        space.mremap(cpu, &mut request, &SpaceLimits::NONE)
+        space.mremap(cpu, &mut Remap::new(from, bytes, new, to, keeps).unwrap(), &SpaceLimits::NONE)
     };
     assert_eq!(remap(START, PAGE, PAGE, Move::To(to), true), Err(SpaceError::Invalid));
     assert_eq!(remap(START, PAGE, 2 * PAGE, Move::IfNeeded, false), Err(SpaceError::NoArea));

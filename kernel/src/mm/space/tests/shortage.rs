@@ -15,8 +15,8 @@ use crate::mm::pool::PoolBox;
 use crate::mm::space::area::Area;
 use crate::mm::space::range::{USER_END, USER_START};
 use crate::mm::space::{
-    AreaAdvice, Content, Enrolment, FaultError, Features, FillError, Mark, Move, Remap, ServedFaults, SpaceError,
-    SpaceLimits, Terms, UserfaultError, Userfaultfd,
+    AreaAdvice, Content, Enrolment, FaultError, Features, FillError, Mark, Move, Remap, SpaceError, SpaceLimits, Terms,
+    UserfaultError, Userfaultfd,
 };
 use crate::sched::IfNotReady;
 
@@ -206,7 +206,7 @@ fn what_cuts_an_area_of_an_object_needs_records_of_both_kinds() {
 fn a_move_needs_a_record_and_the_tables_of_its_target() {
     let to = |pages: u64, new_pages, to| {
         move |rig: &Rig, space: &Space| {
-            let mut there = Remap::new(START + PAGE, pages * PAGE, new_pages * PAGE, to)?;
+            let mut there = Remap::new(START + PAGE, pages * PAGE, new_pages * PAGE, to, false)?;
             space.mremap(&rig.cpu, &mut there, &SpaceLimits::NONE)
         }
     };
@@ -316,7 +316,7 @@ fn pager_refused_until<T, E: PartialEq + core::fmt::Debug>(
         let space = rig.space();
         map(&rig, &space, request);
         prepare(&rig, &space);
-        let pager = Userfaultfd::new(&space, ServedFaults::All, 0).unwrap();
+        let pager = Userfaultfd::new(&space, false, 0).unwrap();
         pager.agree(Features::ALL).unwrap();
         Userfaultfd::register(&pager, &rig.cpu, START, request.bytes, WP).unwrap();
         let taken = TakenFrames::leaving(&rig, left);
@@ -375,7 +375,7 @@ fn a_page_of_an_object_that_a_pager_cannot_bring_is_brought_the_next_time() {
         let rig = Rig::new(2);
         let space = rig.space();
         map(&rig, &space, &MapRequest { sharing: Sharing::Shared, ..at(START, 2) });
-        let pager = Userfaultfd::new(&space, ServedFaults::All, 0).unwrap();
+        let pager = Userfaultfd::new(&space, false, 0).unwrap();
         pager.agree(Features::ALL).unwrap();
         let both = Enrolment { missing: true, write_protected: true };
         Userfaultfd::register(&pager, &rig.cpu, START, 2 * PAGE, both).unwrap();
@@ -404,7 +404,7 @@ fn a_fork_of_registered_areas_that_fails_leaves_the_pager_as_it_was() {
         let rig = Rig::new(2);
         let space = rig.space();
         written(&rig, &space);
-        let pager = Userfaultfd::new(&space, ServedFaults::All, 0).unwrap();
+        let pager = Userfaultfd::new(&space, false, 0).unwrap();
         pager.agree(Features(Features::EVENT_FORK)).unwrap();
         Userfaultfd::register(&pager, &rig.cpu, START, 3 * PAGE, WP).unwrap();
         pager.write_protect(&rig.cpu, None, START, PAGE, Mark::Set).unwrap();

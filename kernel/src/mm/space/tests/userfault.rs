@@ -6,14 +6,14 @@ mod waits;
 
 use super::*;
 use crate::mm::counted::Counted;
-use crate::mm::space::{Content, Enrolment, FaultError, Features, FillError, Mark, ServedFaults, Userfaultfd};
+use crate::mm::space::{Content, Enrolment, FaultError, Features, FillError, Mark, Userfaultfd};
 
 const START: VirtAddr = VirtAddr(0x10_0000_0000);
 const BOTH: Enrolment = Enrolment { missing: true, write_protected: true };
 const WP: Enrolment = Enrolment { missing: false, write_protected: true };
 
 fn pager(space: &SpaceRef, features: u64) -> Counted<Userfaultfd> {
-    let pager = Userfaultfd::new(space, ServedFaults::All, 0).unwrap();
+    let pager = Userfaultfd::new(space, false, 0).unwrap();
     pager.agree(Features(features)).unwrap();
     pager
 }

@@ -181,7 +181,7 @@ impl Watched {
             Call::Unmap => self.watch(cpu, |cpu| _ = space.munmap(cpu, start, bytes)),
             Call::Move(by) => self.watch(cpu, |cpu| {
                 let to = Move::To(VirtAddr(start.0.wrapping_add_signed(by * PAGE.cast_signed())));
-                if let Ok(mut there) = Remap::new(start, bytes, bytes, to) {
+                if let Ok(mut there) = Remap::new(start, bytes, bytes, to, false) {
                     _ = space.mremap(cpu, &mut there, &SpaceLimits::NONE);
                 }
             }),

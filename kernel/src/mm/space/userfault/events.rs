@@ -312,7 +312,7 @@ impl super::Userfaultfds {
             return Ok(());
         }
         child.note_userfaultfds();
-        let own = Userfaultfd::with_features(child, parent.served, parent.open_flags, parent.features().0)?;
+        let own = Userfaultfd::with_features(child, parent.user_mode_only, parent.open_flags, parent.features().0)?;
         parent.changing.begin();
         all.put(number, Registered { userfaultfd: own, forked_from: Some(parent) })
     }

@@ -18,7 +18,7 @@ use super::super::look::{Glimpse, LockedEntry};
 use super::super::outcome::{AllowedFault, FaultOutcome};
 use super::super::range::pages;
 use super::queue::{Queue, QueuedFault};
-use super::{Features, PageFault, ServedFaults};
+use super::{Features, PageFault};
 use crate::chip::timer;
 use crate::lab;
 use crate::sched;
@@ -115,8 +115,7 @@ impl Space {
             let registered = flags.has_any(AreaFlags::REGISTERED).then(|| self.userfaultfds.get(flags.userfaultfd()));
             let Some(userfaultfd) = registered.flatten() else { return Ok(()) };
             let features = userfaultfd.features();
-            let is_refused = features.has(Features::SIGBUS)
-                || userfaultfd.served == ServedFaults::UserMode && mode != FaultMode::El0;
+            let is_refused = features.has(Features::SIGBUS) || userfaultfd.user_mode_only && mode != FaultMode::El0;
             if is_refused && lab::is_on!(ANSWER_AT_GLIMPSE) {
                 return Err(FaultError::Unusable);
             }

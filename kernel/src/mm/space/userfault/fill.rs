@@ -162,13 +162,13 @@ impl Userfaultfd {
                 Some(object) => place.install_in_object(cpu, object, *frame),
                 None => Err(FillError::Exists),
             },
-            Filling::Frame(frame) => place.install(place.own(*frame), filling),
+            Filling::Frame(frame) => place.install(place.own(*frame), true),
             Filling::Zeros if area.is_shared() => Err(UserfaultError::Changing.into()),
             Filling::Zeros => {
                 let zeros = Descriptor::page(space.common.zeros, read_only_attributes(area.protection())).special();
-                place.install(zeros, filling)
+                place.install(zeros, false)
             }
-            Filling::Poison => place.install(Descriptor::from(Markers::POISONED), filling),
+            Filling::Poison => place.install(Descriptor::from(Markers::POISONED), false),
         }
     }
 }
@@ -190,8 +190,8 @@ impl Place<'_> {
         first_entry(frame, self.area.protection()).dirty()
     }
 
-    /// Stores `new`, the entry of `filling`, if the old one may be replaced.
-    fn install(&self, new: Descriptor, filling: &Filling) -> Result<(), FillError> {
+    /// Stores `new`, if the entry is empty, or with `over_markers` a marker that is no guard.
+    fn install(&self, new: Descriptor, over_markers: bool) -> Result<(), FillError> {
         let mmu = self.space.mmu();
         // The contents before the entry.
         mmu.dmb_ishst();
@@ -200,7 +200,7 @@ impl Place<'_> {
         if self.is_behind_the_end() {
             return Err(FillError::Fault);
         }
-        if !self.is_fillable(filling) {
+        if !self.is_fillable(over_markers) {
             return Err(FillError::Exists);
         }
         let new = if new.is_present() { self.space.prepared(new) } else { new };
@@ -214,8 +214,8 @@ impl Place<'_> {
         self.area.object().is_some_and(|object| !object.has_inside(self.area.page_at(self.page)))
     }
 
-    /// Whether the entry may be replaced: it is empty, or for a frame a marker that is no guard. The table's lock is held.
-    fn is_fillable(&self, filling: &Filling) -> bool {
+    /// Whether the entry may be replaced. The table's lock is held.
+    fn is_fillable(&self, over_markers: bool) -> bool {
         let mmu = self.space.mmu();
         let mut entry = mmu.load(self.cell);
         if state(entry) == EntryState::Stale {
@@ -226,7 +226,7 @@ impl Place<'_> {
         }
         match state(entry) {
             EntryState::Empty => true,
-            EntryState::Marker(markers) => matches!(filling, Filling::Frame(_)) && !markers.contains(Markers::GUARD),
+            EntryState::Marker(markers) => over_markers && !markers.contains(Markers::GUARD),
             _ => false,
         }
     }
@@ -235,7 +235,7 @@ impl Place<'_> {
     fn install_in_object(&self, cpu: &Cpu, object: &Object, frame: PhysAddr) -> Result<(), FillError> {
         {
             let _locked = self.space.lock_table(self.table);
-            if !self.is_fillable(&Filling::Frame(frame)) {
+            if !self.is_fillable(true) {
                 return Err(FillError::Exists);
             }
         }
@@ -245,7 +245,7 @@ impl Place<'_> {
         let locked = self.space.lock_table(self.table);
         // Where another CPU was faster, or has taken the page away, the page is the object's, and its first access is no
         // message any more.
-        if self.is_fillable(&Filling::Frame(frame)) && object.is_current(&found, self.area.page_at(self.page)) {
+        if self.is_fillable(true) && object.is_current(&found, self.area.page_at(self.page)) {
             self.space.common.record(frame).share();
             let new = self.space.prepared_for_fault(new, protection);
             locked.note_used(self.page);

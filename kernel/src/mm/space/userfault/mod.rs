@@ -245,22 +245,14 @@ impl UserfaultfdNumber {
     const NONE: Self = Self(u16::MAX);
 }
 
-/// The faults that a pager serves.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ServedFaults {
-    /// Those of the kernel and of devices too.
-    All,
-    /// Those of the program itself (`UFFD_USER_MODE_ONLY`): accesses of the kernel fail.
-    UserMode,
-}
-
 /// A file by which a pager serves the faults of a space (Linux: `userfaultfd_ctx`). Dropping the file
 /// [closes](Self::close) it.
 pub struct Userfaultfd {
     space: SpaceHandle,
     /// 0 before they are agreed upon; then with [`AGREED`].
     features: AtomicU64,
-    served: ServedFaults,
+    /// Accesses of the kernel fail.
+    user_mode_only: bool,
     /// See [`Userfaultfd::open_flags`].
     open_flags: u32,
     /// Changes of the mappings whose events are not read yet.
@@ -295,24 +287,25 @@ impl Deref for LivingSpace<'_> {
 const AGREED: u64 = 1 << 63;
 
 impl Userfaultfd {
-    /// One for these faults of `space`. `open_flags` are kept for the descriptor of a child.
+    /// One for the faults of `space`; with `user_mode_only` not for those of the kernel. `open_flags` are kept for
+    /// the descriptor of a child.
     ///
     /// # Errors
     /// [`OutOfMemory`].
-    pub fn new(space: &SpaceRef, served: ServedFaults, open_flags: u32) -> Result<Counted<Self>, OutOfMemory> {
-        Self::with_features(space, served, open_flags, 0)
+    pub fn new(space: &SpaceRef, user_mode_only: bool, open_flags: u32) -> Result<Counted<Self>, OutOfMemory> {
+        Self::with_features(space, user_mode_only, open_flags, 0)
     }
 
     fn with_features(
         space: &SpaceRef,
-        served: ServedFaults,
+        user_mode_only: bool,
         open_flags: u32,
         features: u64,
     ) -> Result<Counted<Self>, OutOfMemory> {
         let make = || Self {
             space: SpaceHandle::new(space),
             features: AtomicU64::new(features),
-            served,
+            user_mode_only,
             open_flags,
             changing: Changes::default(),
             number: AtomicU16::new(UserfaultfdNumber::NONE.0),
@@ -476,9 +469,8 @@ enum Registration {
 
 impl Registration {
     /// Checks an area with these flags against it.
-    fn check(self, area: &Area, number: UserfaultfdNumber) -> Result<(), UserfaultError> {
-        let flags = area.flags();
-        let is_others = flags.has_any(AreaFlags::REGISTERED) && !flags.is_registered_with(number);
+    fn check(self, area: &Area, is_own: bool) -> Result<(), UserfaultError> {
+        let is_others = area.flags().has_any(AreaFlags::REGISTERED) && !is_own;
         match self {
             Self::EndAll => Ok(()),
             _ if area.is_of_device() => Err(UserfaultError::Invalid),
@@ -490,8 +482,7 @@ impl Registration {
     }
 
     /// The flags of an area after the change.
-    fn applied(self, flags: AreaFlags, number: UserfaultfdNumber) -> AreaFlags {
-        let is_own = flags.is_registered_with(number);
+    fn applied(self, flags: AreaFlags, number: UserfaultfdNumber, is_own: bool) -> AreaFlags {
         match self {
             // As on Linux, what is registered for as much stays as it is.
             Self::Begin(modes) if is_own && flags.with(modes) == flags => flags,
@@ -516,16 +507,17 @@ impl Space {
         number: UserfaultfdNumber,
         change: Registration,
     ) -> Result<(), UserfaultError> {
-        let applied = |flags: AreaFlags| change.applied(flags, number);
+        let is_own = |flags: AreaFlags| flags.has_any(AreaFlags::REGISTERED) && flags.userfaultfd() == number;
+        let applied = |flags: AreaFlags| change.applied(flags, number, is_own(flags));
         let (areas, checked) = self.change_areas(self.write_areas(range), |areas| {
             let mut checked = Err(UserfaultError::Invalid);
             for area in areas.walk(range) {
-                checked = change.check(area, number);
+                checked = change.check(area, is_own(area.flags()));
                 if checked.is_err() {
                     return Ok(checked);
                 }
             }
-            let is_marked = |flags: AreaFlags| flags.is_registered_with(number) && flags.has_any(AreaFlags::UFFD_WP);
+            let is_marked = |flags: AreaFlags| is_own(flags) && flags.has_any(AreaFlags::UFFD_WP);
             for area in areas.walk(range).filter(|area| is_marked(area.flags()) && !is_marked(applied(area.flags()))) {
                 // Nothing is installed, so nothing is allocated.
                 let cleared = self.mark_area(cpu, area, area.part_in(range), Mark::Clear, false);

@@ -54,7 +54,7 @@ const CALLS: [(&str, Call); 8] = [
     }),
     ("a move", |rig, space| {
         let to = Move::To(page(2 * FAR + 5));
-        let mut request = Remap::new(page(0), BLOCK_SIZE, BLOCK_SIZE, to).unwrap();
+        let mut request = Remap::new(page(0), BLOCK_SIZE, BLOCK_SIZE, to, false).unwrap();
         space.mremap(&rig.cpu, &mut request, &SpaceLimits::NONE).is_ok()
     }),
     ("populated", |rig, space| {

@@ -225,7 +225,7 @@ fn a_hole_is_punched_while_a_block_of_an_object_moves() {
             rig.write(&space, page(holes.start), 1);
             let to = page(4 * BLOCK_PAGES);
             let moves = || {
-                let mut request = Remap::new(START, BLOCK_SIZE, BLOCK_SIZE, Move::To(to)).unwrap();
+                let mut request = Remap::new(START, BLOCK_SIZE, BLOCK_SIZE, Move::To(to), false).unwrap();
                 space.mremap(&rig.cpu, &mut request, &SpaceLimits::NONE).unwrap();
             };
             let punches = {
@@ -433,7 +433,7 @@ fn calls_on_a_shared_area_leave_the_block_to_the_others() {
             let fourth = sharer(&rig, &file);
             rig.read(&fourth, page(5));
             let to = page(4 * BLOCK_PAGES + 1);
-            let mut request = Remap::new(START, BLOCK_SIZE, BLOCK_SIZE, Move::To(to)).unwrap();
+            let mut request = Remap::new(START, BLOCK_SIZE, BLOCK_SIZE, Move::To(to), false).unwrap();
             fourth.mremap(&rig.cpu, &mut request, &SpaceLimits::NONE).unwrap();
             rig.write(&fourth, to + 5 * PAGE, 55);
             assert_eq!((rig.read(&space, page(5)), leaf(&fourth, page(5))), (55, None));

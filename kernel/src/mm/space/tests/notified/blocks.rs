@@ -109,7 +109,7 @@ fn a_block_that_migrates_is_invalidated_twice() {
 fn a_block_that_mremap_moves_is_invalidated_as_one() {
     let stage = stage();
     let moves = || {
-        let mut request = Remap::new(stage.page(0), BLOCK_SIZE, BLOCK_SIZE, Move::To(stage.page(1024))).unwrap();
+        let mut request = Remap::new(stage.page(0), BLOCK_SIZE, BLOCK_SIZE, Move::To(stage.page(1024)), false).unwrap();
         stage.space.mremap(&stage.rig.cpu, &mut request, &SpaceLimits::NONE).unwrap();
     };
     let expected = "start unmap 0..512, write, dsb ishst, vale1is 0, tlbs 0..512 (locked), range 0..512 (locked), dsb ish, \

@@ -81,8 +81,7 @@ fn map_over(space: &Space, cpu: &Cpu, start: VirtAddr, bytes: u64, sharing: Shar
 }
 
 fn remap(space: &Space, cpu: &Cpu, [start, bytes, new_bytes]: [u64; 3], to: Move, keeps_source: bool) -> Answer {
-    let request = Remap::new(VirtAddr(start), bytes, new_bytes, to);
-    let request = if keeps_source { request.and_then(Remap::keeping_source) } else { request };
+    let request = Remap::new(VirtAddr(start), bytes, new_bytes, to, keeps_source);
     said(request.and_then(|mut request| space.mremap(cpu, &mut request, &SpaceLimits::NONE)).map(drop))
 }
 

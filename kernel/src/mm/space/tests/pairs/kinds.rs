@@ -1,7 +1,7 @@
 //! The kinds of memory, and how each is made.
 
 use super::*;
-use crate::mm::space::{Enrolment, MappedFile, Seals, ServedFaults, Terms};
+use crate::mm::space::{Enrolment, MappedFile, Seals, Terms};
 
 /// The kind of object that the pages are of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -167,7 +167,7 @@ impl Kind {
         }
         let pager = self.served.map(|(features, enrolment)| {
             // The kernel's accesses fail, and do not wait for a pager.
-            let pager = Userfaultfd::new(&space, ServedFaults::UserMode, 0).unwrap();
+            let pager = Userfaultfd::new(&space, true, 0).unwrap();
             pager.agree(Features(features)).unwrap();
             Userfaultfd::register(&pager, cpu, START, bytes, enrolment).unwrap();
             if enrolment.write_protected {

@@ -448,7 +448,7 @@ impl World {
             return;
         }
         let to = Move::To(target.start);
-        let mut request = Remap::new(range.start, range.bytes(), range.bytes(), to).unwrap();
+        let mut request = Remap::new(range.start, range.bytes(), range.bytes(), to, false).unwrap();
         let remap = || self.space.mremap(&self.rig.cpu, &mut request, &SpaceLimits::NONE);
         let (result, _) = self.with_reader(Features::EVENT_REMAP | Features::EVENT_UNMAP, remap);
         assert_eq!(result, Ok(target.start));

@@ -157,7 +157,7 @@ const BRINGS: [(Bring, Result<(), SpaceError>); 4] = [
 
 /// As `mremap` of a program: to the double size, and the new part is brought.
 const LONGER: Bring = |space, cpu| {
-    let mut request = Remap::new(START, BYTES, 2 * BYTES, Move::Not)?;
+    let mut request = Remap::new(START, BYTES, 2 * BYTES, Move::Not, false)?;
     space.mremap(cpu, &mut request, &SpaceLimits::NONE)?;
     let longer = request.longer().expect("the area is locked");
     space.populate_again(cpu, longer.start(), longer.end() - longer.start(), &|| false);
@@ -241,7 +241,7 @@ const CHANGES: [Change; 4] = [
 ];
 
 fn remap(space: &Space, cpu: &Cpu) {
-    let mut request = Remap::new(START, 4 * PAGE, 4 * PAGE, Move::To(START + 1000 * PAGE)).unwrap();
+    let mut request = Remap::new(START, 4 * PAGE, 4 * PAGE, Move::To(START + 1000 * PAGE), false).unwrap();
     space.mremap(cpu, &mut request, &SpaceLimits::NONE).unwrap();
 }
 
