@@ -15,7 +15,7 @@ own!(call);
 
 fn run(_: Start) -> u8 {
     parts! { ()
-        lines parts_of_the_program pieces positions refusals to_bad_memory opened_otherwise others beside_changes
+        lines parts_of_the_program pieces positions refusals to_bad_memory opened_otherwise beside_other_areas others beside_changes
     }
     status("maps")
 }
@@ -193,6 +193,7 @@ fn refusals() {
     let byte = [0_u8];
     let at = byte.as_ptr() as u64;
     equal("write", call(WRITE, [*file, at, 1]), Err(EBADF));
+    equal("at a place", call(PWRITE64, [*file, at, 1, 0]), Err(ESPIPE));
     equal("mmap", call(MMAP, [0, PAGE, PROT_READ, MAP_PRIVATE, *file, 0]), Err(ENODEV));
     equal("fsync", call(FSYNC, [*file]), Err(EINVAL));
     equal("a negative position", call(PREAD64, [*file, at, 1, u64::MAX]), Err(EINVAL));
@@ -249,6 +250,45 @@ fn opened_otherwise() {
     equal("nor nothing", file.write(b""), Err(EINVAL));
     equal("nor at a place", file.write_at(b"x", 0), Err(ESPIPE));
     equal("nor room", file.allocate(0, 0, 1), Err(ENOTSUP));
+}
+
+/// A reader that was stopped goes on with the line in which it was, and with the area that has grown over the next.
+fn beside_other_areas() {
+    let file = own();
+    let at = map(2 * PAGE, RW).expect("pages");
+    equal("without the second", call(MUNMAP, [at + PAGE, PAGE]), Ok(0));
+    let mut whole = [0; 128];
+    equal("the first lines", file.read(&mut whole), Ok(128));
+    equal("the start", file.seek(0, SEEK_SET), Ok(0));
+    equal("as many as fit", call(READ, [*file, at + PAGE - 20, 100]), Ok(20));
+    let low = call(MMAP, [0x2_0000, PAGE, RW, PRIVATE | MAP_FIXED, 0, 0]);
+    equal("an area before all others", low, Ok(0x2_0000));
+    equal("nothing", call(PREAD64, [*file, at, 0, 3]), Ok(0));
+    let mut rest = [0; 20];
+    equal("goes on", file.read(&mut rest), Ok(20));
+    equal("in the same line", &whole[20..40], &rest);
+    equal("gone", call(MUNMAP, [0x2_0000, PAGE]), Ok(0));
+
+    let closed = PROT_READ | PROT_EXEC;
+    let at = call(MMAP, [FAR, 3 * PAGE, closed, PRIVATE | MAP_FIXED, 0, 0]).expect("pages");
+    equal("three areas", call(MPROTECT, [at + PAGE, PAGE, PROT_READ]), Ok(0));
+    let file = own();
+    let mut line = [0; 128];
+    let end_of_line = |line: &[u8]| line.iter().position(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    loop {
+        let position = file.seek(0, SEEK_CUR).expect("a position");
+        let ahead = call(PREAD64, [*file, line.as_mut_ptr() as u64, 128, position]).expect("bytes");
+        assert!(ahead != 0, "the first of the three is not shown");
+        let length = end_of_line(&line);
+        equal("a line", file.read(&mut line[..length]), Ok(length as u64));
+        let area = core::str::from_utf8(&line[..length - 1]).ok().and_then(Line::read).expect("a line");
+        if area.start == at {
+            break;
+        }
+    }
+    equal("one area", call(MPROTECT, [at + PAGE, PAGE, closed]), Ok(0));
+    holds("no page is left out", line_at(text(&file, ROOM), at + 2 * PAGE).is_some());
+    equal("gone", call(MUNMAP, [at, 3 * PAGE]), Ok(0));
 }
 
 /// A path in the folder of a process.

@@ -123,11 +123,6 @@ mod target {
             }
         }
 
-        /// The answer to a write at a place.
-        pub const fn no_write_at(&self) -> Errno {
-            if matches!(self, Self::Pagemap(_)) { Errno::EINVAL } else { Errno::ESPIPE }
-        }
-
         /// The permissions that Linux shows.
         pub const fn mode(&self) -> u32 {
             if matches!(self, Self::Pagemap(_)) { 0o400 } else { 0o444 }

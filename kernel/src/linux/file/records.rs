@@ -8,6 +8,7 @@ use core::fmt::Write;
 
 use granule_arch::addr::{PAGE, VirtAddr};
 
+use crate::linux::errno::Errno;
 use crate::mm::space::{Area, ProgramHeap};
 
 /// The text of a record: at most two addresses of 13 digits, an offset of 13, a number of 20, and a name of 10 from column
@@ -36,38 +37,44 @@ impl Cursor {
 
     /// A cursor for a read at `position`: this one, if the read before ended there.
     fn at(&self, position: u64) -> Self {
-        let goes_on = position != 0 && position == self.reached && self.begin <= position;
-        if goes_on { self.clone() } else { Self::new() }
+        if position != 0 && position == self.reached { self.clone() } else { Self::new() }
     }
 
-    /// Fills `buffer` with the text from `position` on, where its record begins or after that; returns how many bytes there
-    /// are. `records` calls its second argument with each record from an address on, and the address after it, until that
-    /// returns `false`.
-    fn fill(
+    /// Has `store` store up to `bytes` bytes of the text from `position` on, which the cursor is [for](Self::at), until it
+    /// stores fewer than it is given; returns how many were stored. `following` is the first record from an address on, with
+    /// the address after it; `None` after the last.
+    ///
+    /// # Errors
+    /// `EFAULT`: none could be stored.
+    fn read(
         &mut self,
         position: u64,
-        buffer: &mut [u8],
-        records: impl FnOnce(VirtAddr, &mut dyn FnMut(Record, VirtAddr) -> bool),
-    ) -> usize {
-        let mut filled = self.copy(position, buffer);
-        if filled < buffer.len() {
-            records(self.next, &mut |record, next| {
+        bytes: u64,
+        following: impl Fn(VirtAddr) -> Option<(Record, VirtAddr)>,
+        store: &mut dyn FnMut(&[u8]) -> usize,
+    ) -> Result<u64, Errno> {
+        let mut done = 0;
+        while done < bytes {
+            // No record begins after the position: a new one begins where the last ended, which had no byte of it.
+            let rest = self.record.as_bytes().get((position + done - self.begin) as usize..).unwrap_or_default();
+            if rest.is_empty() {
+                let Some((record, next)) = following(self.next) else { break };
                 self.begin += self.record.len() as u64;
                 (self.record, self.next) = (record, next);
-                let rest = buffer.get_mut(filled..).unwrap_or_default();
-                filled += self.copy(position + filled as u64, rest);
-                filled < buffer.len()
-            });
+                continue;
+            }
+            let piece = rest.get(..(bytes - done) as usize).unwrap_or(rest);
+            let stored = store(piece);
+            done += stored as u64;
+            if stored < piece.len() {
+                if done == 0 {
+                    return Err(Errno::EFAULT);
+                }
+                break;
+            }
         }
-        filled
-    }
-
-    /// Copies the record's bytes from `position` on; returns how many.
-    fn copy(&self, position: u64, buffer: &mut [u8]) -> usize {
-        let rest = self.record.as_bytes().get((position - self.begin) as usize..).unwrap_or_default();
-        let count = rest.len().min(buffer.len());
-        buffer.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
-        count
+        self.reached = position + done;
+        Ok(done)
     }
 }
 
@@ -85,7 +92,7 @@ fn line(area: &Area, heap: ProgramHeap, stack_top: VirtAddr) -> Record {
     let _ = write!(line, "{offset:08x} 00:{device:02x} {number} ");
     let name = match object {
         Some(_) => "",
-        None if start.0 <= heap.end && end.0 >= heap.start && heap.start != heap.end => "[heap]",
+        None if start.0 < heap.end && end.0 > heap.start => "[heap]",
         None if start < stack_top && stack_top <= end => "[stack]",
         None if start == stack_top => "[sigpage]",
         None => "",
@@ -105,12 +112,9 @@ mod target {
     use super::{Cursor, line};
     use crate::linux::errno::Errno;
     use crate::mm::space::SpaceHandle;
-    use crate::sched::relax;
+    use crate::sched::{is_killed, relax};
     use crate::sync::IrqLock;
     use crate::sync::rank;
-
-    /// Bytes that are stored at once.
-    const AT_ONCE: usize = 1024;
 
     /// A line for each area of a space, by address. The space may end concurrently: then no more follow.
     pub struct Maps {
@@ -127,26 +131,22 @@ mod target {
         /// As [`ProcContents::read`](crate::linux::file::proc::ProcContents::read).
         #[inline(never)]
         pub fn read(&self, position: u64, bytes: u64, store: &mut dyn FnMut(&[u8]) -> usize) -> Result<u64, Errno> {
+            if bytes == 0 {
+                return Ok(0);
+            }
             let space = self.space.as_ref().and_then(SpaceHandle::upgrade);
             let mut cursor = self.cursor.lock().at(position);
-            let (mut buffer, mut done, mut is_whole) = ([0; AT_ONCE], 0, true);
-            while is_whole && done < bytes {
-                let wanted = buffer.get_mut(..(bytes - done).min(AT_ONCE as u64) as usize).unwrap_or_default();
-                let count = cursor.fill(position + done, wanted, |from, each| {
-                    let Some(space) = &space else { return };
-                    let (heap, stack_top) = (*space.heap().read(), space.trampoline());
-                    space.for_each_area_from(from, |area| each(line(area, heap, stack_top), area.end()));
-                });
-                if count == 0 {
-                    break;
-                }
-                let stored = store(wanted.get(..count).unwrap_or_default());
-                (done, is_whole) = (done + stored as u64, stored == count);
+            let following = |from| {
                 relax();
+                let space = space.as_ref().filter(|_| !is_killed())?;
+                let (heap, stack_top) = (*space.heap().read(), space.trampoline());
+                space.with_next_area(from, |area| (line(area, heap, stack_top), area.end()))
+            };
+            let read = cursor.read(position, bytes, following, store);
+            if read.is_ok() {
+                *self.cursor.lock() = cursor;
             }
-            cursor.reached = position + done;
-            *self.cursor.lock() = cursor;
-            if done == 0 && !is_whole { Err(Errno::EFAULT) } else { Ok(done) }
+            read
         }
     }
 }
@@ -154,68 +154,69 @@ mod target {
 #[cfg(test)]
 mod tests {
     use std::string::String;
-    use std::vec;
     use std::vec::Vec;
 
     use granule_arch::addr::{PAGE, VirtAddr};
     use granule_arch::descriptor::Protection;
     use granule_pgtable::PageRange;
 
-    use super::{Cursor, Record, line};
+    use super::{Cursor, line};
+    use crate::linux::errno::Errno;
     use crate::mm::space::{Area, ProgramHeap};
 
-    /// Fills `buffer` from records of so many bytes, each of its letter, one for each address.
-    fn fill(cursor: &mut Cursor, position: u64, buffer: &mut [u8], records: &[(char, usize)]) -> usize {
-        cursor.fill(position, buffer, |from, each| {
-            for (&(letter, bytes), next) in records.iter().zip(1..).skip(from.0 as usize) {
-                let record: Record = core::iter::repeat_n(letter, bytes).collect();
-                if !each(record, VirtAddr(next)) {
-                    break;
-                }
-            }
-        })
+    /// Reads up to `bytes` bytes, from records of so many bytes, each of its letter, one for each address, of which memory
+    /// takes `room`.
+    fn read(cursor: &mut Cursor, bytes: u64, room: usize, records: &[(char, usize)]) -> Result<String, Errno> {
+        let mut text = Vec::new();
+        let following = |from: VirtAddr| {
+            let &(letter, bytes) = records.get(from.0 as usize)?;
+            Some((core::iter::repeat_n(letter, bytes).collect(), from + 1))
+        };
+        let count = cursor.read(cursor.reached, bytes, following, &mut |piece| {
+            let stored = piece.len().min(room - text.len());
+            text.extend_from_slice(&piece[..stored]);
+            stored
+        })?;
+        assert_eq!(count, text.len() as u64);
+        Ok(String::from_utf8(text).unwrap())
     }
 
     const RECORDS: [(char, usize); 5] = [('a', 3), ('b', 1), ('c', 7), ('d', 2), ('e', 5)];
+    const CHANGED: [(char, usize); 5] = [('v', 9), ('w', 9), ('x', 9), ('y', 3), ('z', 9)];
 
     #[test]
     fn pieces_of_any_size_make_the_text() {
-        for size in 1..20 {
-            let (mut cursor, mut text) = (Cursor::new(), Vec::new());
+        for (size, room) in (1..20).flat_map(|size| [(size, size), (20, size)]) {
+            let (mut cursor, mut text) = (Cursor::new(), String::new());
             loop {
-                let mut piece = vec![0; size];
-                let position = text.len() as u64;
-                cursor = cursor.at(position);
-                let count = fill(&mut cursor, position, &mut piece, &RECORDS);
-                assert!(count == size || count == (18 - text.len()).min(size), "{size}");
-                cursor.reached = position + count as u64;
-                text.extend_from_slice(&piece[..count]);
-                if count == 0 {
+                let piece = read(&mut cursor, size as u64, room, &RECORDS).unwrap();
+                assert_eq!(piece.len(), room.min(18 - text.len()), "{size} {room}");
+                if piece.is_empty() {
                     break;
                 }
+                text.push_str(&piece);
+                cursor = cursor.at(text.len() as u64);
             }
-            assert_eq!(String::from_utf8(text).unwrap(), "aaabcccccccddeeeee", "{size}");
+            assert_eq!(text, "aaabcccccccddeeeee", "{size} {room}");
         }
     }
 
     #[test]
     fn a_record_is_of_one_time_however_it_is_read() {
-        let (mut cursor, mut piece) = (Cursor::new(), [0; 6]);
-        assert_eq!(fill(&mut cursor, 0, &mut piece, &RECORDS), 6);
-        cursor.reached = 6;
-        assert_eq!(&piece, b"aaabcc");
-        let changed = [('v', 9), ('w', 9), ('x', 9), ('y', 3), ('z', 9)];
-        let mut rest = [0; 10];
-        let mut cursor = cursor.at(6);
-        assert_eq!(fill(&mut cursor, 6, &mut rest, &changed), 10);
-        assert_eq!(&rest, b"cccccyyyzz");
-        cursor.reached = 16;
-        // From the start, and from elsewhere, all is as it is now.
-        for (position, expected) in [(0, b"vvvvvvvvvw"), (15, b"wwwxxxxxxx")] {
-            let count = fill(&mut cursor.at(position), position, &mut rest, &changed);
-            assert_eq!((count, &rest), (10, expected));
+        for (bytes, room) in [(6, 6), (100, 6)] {
+            let mut cursor = Cursor::new();
+            assert_eq!(read(&mut cursor, bytes, room, &RECORDS).unwrap(), "aaabcc");
+            let mut cursor = cursor.at(6);
+            assert_eq!(read(&mut cursor, 10, 0, &CHANGED), Err(Errno::EFAULT));
+            assert_eq!(read(&mut cursor, 10, 10, &CHANGED).unwrap(), "cccccyyyzz");
+            // From the start all is as it is now.
+            assert_eq!(read(&mut cursor.at(0), 10, 10, &CHANGED).unwrap(), "vvvvvvvvvw");
         }
-        assert_eq!(fill(&mut cursor.at(1 << 40), 1 << 40, &mut rest, &changed), 0);
+        // From elsewhere too.
+        for (position, expected) in [(15, "wwwxxxxxxx"), (1 << 40, "")] {
+            let mut cursor = Cursor { reached: position, ..Cursor::new() };
+            assert_eq!(read(&mut cursor, 10, 10, &CHANGED).unwrap(), expected);
+        }
     }
 
     #[test]
@@ -232,6 +233,9 @@ mod tests {
         let named = |line: &str, name| std::format!("{line:73}{name}\n");
         let of_heap = named("13876000-1389e000 rw-p 00000000 00:00 0", "[heap]");
         assert_eq!(shown(0x1387_6000, 0x28, writable), of_heap);
+        // Others only touch it.
+        assert_eq!(shown(0x1389_e000, 1, writable), "1389e000-1389f000 rw-p 00000000 00:00 0 \n");
+        assert_eq!(shown(0x1387_5000, 1, writable), "13875000-13876000 rw-p 00000000 00:00 0 \n");
         let of_stack = named("ffffd97c4000-ffffd97e5000 rw-p 00000000 00:00 0", "[stack]");
         assert_eq!(shown(0xffff_d97c_4000, 0x21, writable), of_stack);
         let of_trampoline = named("ffffd97e5000-ffffd97e6000 r-xp 00000000 00:00 0", "[sigpage]");

@@ -15,7 +15,7 @@ use super::{Answer, MOST_AT_ONCE, Syscall, read_bytes, read_quads, streams, user
 use crate::chip::console;
 use crate::linux::errno::Errno;
 use crate::linux::file::open::{self, Contents, FileRef, Kind, OpenFile};
-use crate::linux::file::proc::ProcId;
+use crate::linux::file::proc::{ProcContents, ProcId};
 use crate::linux::file::table::OnExec;
 use crate::linux::process::send::{self, Asked};
 use crate::linux::process::signal::SignalCause;
@@ -211,11 +211,14 @@ fn store(call: &Syscall<'_>, mut contents: Contents<'_>, mut to: UserBytes) -> A
 
 pub(super) fn pwrite64(call: &mut Syscall<'_>) -> Answer {
     let (file, position) = at_position(call)?;
+    if matches!(file.kind(), Kind::Proc(ProcContents::Maps(_))) {
+        return Err(Errno::ESPIPE);
+    }
     file.check_writable()?;
     file.check_has_bytes()?;
     let from = UserBytes::of_call(call)?;
-    if let Kind::Proc(contents) = file.kind() {
-        return Err(contents.no_write_at());
+    if matches!(file.kind(), Kind::Proc(_)) {
+        return Err(Errno::EINVAL);
     }
     let bytes = from.left.min(MOST_AT_ONCE);
     if bytes == 0 {

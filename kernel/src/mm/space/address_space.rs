@@ -13,7 +13,7 @@ use super::area::tree::Areas;
 use super::error::{Refusal, SpaceError};
 use super::family::{FamilyId, Origin};
 use super::parts::Parts;
-use super::range::{USER_END, USER_START};
+use super::range::{USER_END, USER_START, pages};
 use super::shmem::OF_OBJECT;
 use super::spaces::{SpaceSource, Spaces};
 use super::table_lock::TableGuard;
@@ -211,19 +211,21 @@ impl Space {
 
     /// Calls `each` for every area, by address, with the lock of its part held for reading.
     pub fn for_each_area(&self, mut each: impl FnMut(&Area)) {
-        self.for_each_area_from(USER_START, |area| {
-            each(area);
+        self.areas.for_each(pages(USER_START, USER_END), &mut |areas, piece| {
+            // Joined with parts that were visited already, it may have areas of theirs.
+            areas.touching(piece).filter(|area| area.start() >= piece.start()).for_each(&mut each);
             true
         });
     }
 
-    /// As [`Self::for_each_area`], for those that begin at `from` or after it, until `each` returns `false`.
-    pub fn for_each_area_from(&self, from: VirtAddr, mut each: impl FnMut(&Area) -> bool) {
-        let Some(range) = PageRange::lower(from.max(USER_START), USER_END) else { return };
-        self.areas.for_each(range, &mut |areas, piece| {
-            // Joined with parts that were visited already, it may have areas of theirs.
-            areas.touching(piece).filter(|area| area.start() >= piece.start()).all(&mut each)
+    /// Calls `look` for the first area that ends after `from`, with the lock of its part held for reading.
+    pub fn with_next_area<T>(&self, from: VirtAddr, mut look: impl FnMut(&Area) -> T) -> Option<T> {
+        let mut found = None;
+        self.areas.for_each(PageRange::lower(from.max(USER_START), USER_END)?, &mut |areas, piece| {
+            found = areas.touching(piece).next().map(&mut look);
+            found.is_none()
         });
+        found
     }
 
     /// Calls `look` for the area that has `address`, with the areas' lock held for reading; `None` where nothing is
