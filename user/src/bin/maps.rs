@@ -313,7 +313,7 @@ fn others() {
     let at = FAR;
     let child = process::spawn(|| {
         equal("mapped", call(MMAP, [at, PAGE, PROT_READ, PRIVATE | MAP_FIXED, 0, 0]), Ok(at));
-        // The parent is told by what it looks for.
+        // The parent waits for this one.
         equal("mapped", call(MMAP, [at + 2 * PAGE, PAGE, PROT_READ, PRIVATE | MAP_FIXED, 0, 0]), Ok(at + 2 * PAGE));
         equal("never woken", futex_wait(&start, 0, None), Err(EINTR));
     });
