@@ -116,8 +116,8 @@ pub unsafe fn clone_onto(flags: u64, stack: u64, child: extern "C" fn() -> !) ->
     unreachable!("{flags:#x} {stack:#x} {child:?}: these programs run on arm64 alone")
 }
 
-/// As [`try_spawn`], by a clone with these flags, their signal included, and with these words for the numbers of the child:
-/// the parent's word and the child's.
+/// As [`try_spawn`], by a clone with these flags, their signal included, and with these words for the numbers of the
+/// child: the parent's word and the child's.
 ///
 /// # Errors
 /// The kernel's.

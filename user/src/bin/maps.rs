@@ -15,7 +15,8 @@ own!(call);
 
 fn run(_: Start) -> u8 {
     parts! { ()
-        lines parts_of_the_program pieces positions refusals to_bad_memory opened_otherwise beside_other_areas others beside_changes
+        lines parts_of_the_program pieces positions refusals to_bad_memory opened_otherwise beside_other_areas others
+        beside_changes
     }
     status("maps")
 }
@@ -54,12 +55,8 @@ impl<'t> Line<'t> {
     }
 }
 
-fn open(path: &CStr, flags: u32) -> Result<File, Errno> {
-    call(OPENAT, [HERE, path.as_ptr() as u64, flags.into()]).map(File)
-}
-
 fn own() -> File {
-    open(c"/proc/self/maps", O_RDONLY).expect("/proc/self/maps")
+    File::open(c"/proc/self/maps", O_RDONLY).expect("/proc/self/maps")
 }
 
 /// The text from the position on, in pieces of so many bytes.
@@ -226,7 +223,7 @@ fn to_bad_memory() {
 }
 
 fn opened_otherwise() {
-    let kind = |flags| open(c"/proc/self/maps", flags).map(|_| ());
+    let kind = |flags| File::open(c"/proc/self/maps", flags).map(|_| ());
     for flags in [O_RDWR, O_WRONLY, O_CREAT, O_RDWR | O_TRUNC] {
         equal(("opened", flags), kind(flags), Ok(()));
     }
@@ -242,10 +239,10 @@ fn opened_otherwise() {
         (c"/proc/map", O_CREAT, ENOENT),
         (c"/proc/self", O_CREAT, EISDIR),
     ] {
-        equal((path, flags), open(path, flags).map(|_| ()), Err(error));
+        equal((path, flags), File::open(path, flags).map(|_| ()), Err(error));
     }
-    equal("from its folder", open(c"/proc/self/../self/maps", O_CREAT).map(|_| ()), Ok(()));
-    let file = open(c"/proc/self/maps", O_RDWR).expect("also for writing");
+    equal("from its folder", File::open(c"/proc/self/../self/maps", O_CREAT).map(|_| ()), Ok(()));
+    let file = File::open(c"/proc/self/maps", O_RDWR).expect("also for writing");
     equal("but not to write", file.write(b"x"), Err(EINVAL));
     equal("nor nothing", file.write(b""), Err(EINVAL));
     equal("nor at a place", file.write_at(b"x", 0), Err(ESPIPE));
@@ -305,7 +302,7 @@ impl Write for Path {
 fn open_of(process: u32) -> Result<File, Errno> {
     let mut path = Path([0; 32], 0);
     write!(path, "/proc/{process}/maps").expect("a short path");
-    open(CStr::from_bytes_until_nul(&path.0).expect("a path"), O_RDONLY)
+    File::open(CStr::from_bytes_until_nul(&path.0).expect("a path"), O_RDONLY)
 }
 
 fn others() {

@@ -25,8 +25,8 @@ use crate::session::fresh_nonce;
 
 /// Boots that run at one time: each keeps one CPU of the host busy.
 const AT_ONCE: usize = 2;
-/// For a boot and all its rows: 200 s on the machines that we know, of which a host that lends its CPUs may make several
-/// times as much.
+/// For a boot and all its rows: 200 s on the machines that we know, and several times as much on a host that lends its
+/// CPUs.
 const LIMIT: Limit = Limit::work(1800);
 /// Memory of the machine whose boot is measured.
 const BOOT_MEMORY: &str = "1G";
