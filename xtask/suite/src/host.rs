@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -132,25 +133,47 @@ pub const WITHOUT_EXAMPLES: [&str; 15] = [
     "granule-tools",
 ];
 
-/// Runs the tests in the documentation, which rustdoc builds. They are few, and rustdoc's own harness runs them.
-pub(super) fn document(options: &Options, tools: &Tools, entries: &mut Vec<Entry>) -> Result<()> {
+/// The tests in the documentation, which rustdoc builds. They are few, and rustdoc's own harness names and runs them, on
+/// one CPU.
+pub(super) fn documentation(options: &Options, tools: &Tools) -> Command {
     let mut cargo = tools.host_cargo("test", "host");
     cargo.args(["--workspace", "--doc", "--no-fail-fast"]);
-    cargo.args(WITHOUT_EXAMPLES.iter().flat_map(|package| ["--exclude", package])).arg("--").args(&options.filter);
+    cargo.args(WITHOUT_EXAMPLES.iter().flat_map(|package| ["--exclude", package]));
+    cargo.args(["--", "--test-threads=1"]).args(&options.filter);
     cargo.args(options.skip.iter().flat_map(|filter| ["--skip", filter]));
     if options.list {
         cargo.arg("--list");
     }
-    let before = entries.len();
-    let verdict = |line: &str| {
-        println!("{line}");
-        entries.extend(parse(line));
+    cargo
+}
+
+/// Runs them; `line` gets each line of the output.
+pub(super) fn document(cargo: &Command, mut line: impl FnMut(&str)) -> Result<Vec<Entry>> {
+    let mut entries = Vec::new();
+    let verdict = |text: &str| {
+        line(text);
+        entries.extend(parse(text));
     };
-    let (end, _) = Bounds::default().run(DOCUMENTATION, &cargo, false, || true, verdict)?;
-    let is_reported = entries[before..].iter().any(|entry| matches!(entry.status, Status::Failed(_)));
+    let (end, time) = Bounds::default().run(DOCUMENTATION, cargo, false, || true, verdict)?;
+    let is_reported = entries.iter().any(|entry| matches!(entry.status, Status::Failed(_)));
     let failure = end.failure().filter(|_| !is_reported);
     ensure!(failure.is_none(), "the tests in the documentation did not run: {}", failure.unwrap_or_default());
-    Ok(())
+    // rustdoc builds them together, so each has its share of the time.
+    let share = time.checked_div(entries.len() as u32).unwrap_or_default();
+    entries.iter_mut().for_each(|entry| entry.time = share);
+    Ok(entries)
+}
+
+/// Has the list run them beside its own: their output and verdicts come at the end, and not at all where it is stopped.
+pub(super) fn add_documentation(list: &List<'_>, cargo: Command) -> Receiver<Result<(String, Vec<Entry>)>> {
+    let (sender, receiver) = channel();
+    list.job(DOCUMENTATION, MEMORY_MIB, move || {
+        let mut output = String::new();
+        let entries = document(&cargo, |line| output.extend([line, "\n"]));
+        // Its receiver is gone only if the whole run is.
+        let _ = sender.send(entries.map(|entries| (output, entries)));
+    });
+    receiver
 }
 
 /// A verdict in cargo's output: `test path::name ... ok`.

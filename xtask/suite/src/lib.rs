@@ -118,14 +118,25 @@ pub fn run(options: &Options, tools: &Tools, profile: Profile) -> Result<()> {
         } else if !options.host {
             target::add(&mut list, &image)?;
         }
+        let mut documentation = None;
         if on_host {
             // They draw no numbers.
             if round == 0 {
-                host::document(options, tools, &mut entries)?;
+                let cargo = host::documentation(options, tools);
+                if options.list {
+                    host::document(&cargo, |line| println!("{line}"))?;
+                } else {
+                    documentation = Some(host::add_documentation(&list, cargo));
+                }
             }
             host::add(&mut list, &programs)?;
         }
         entries.extend(list.run(&took));
+        if let Some(Ok(outcome)) = documentation.map(|receiver| receiver.recv()) {
+            let (output, outcomes) = outcome?;
+            print!("{output}");
+            entries.extend(outcomes);
+        }
     }
     if options.list {
         return Ok(());
