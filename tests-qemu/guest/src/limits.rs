@@ -235,7 +235,7 @@ fn free_frames() -> usize {
     kernel().frames.stats().free
 }
 
-target_test!(a_siege_ends_no_program_that_is_calm, machines("small tiny v1"), limit(120));
+target_test!(a_siege_ends_no_program_that_is_calm, machines("tiny v1"), limit(120));
 fn a_siege_ends_no_program_that_is_calm(t: &mut Test) {
     besiege_with_hogs(t, 8_000, 1);
 }

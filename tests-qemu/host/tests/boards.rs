@@ -191,8 +191,10 @@ fn an_image_boots_by_u_boot_on_virt() {
     fs::remove_file(path).unwrap();
 }
 
-/// U-Boot where the Raspberry Pi's firmware starts the kernel, and the image as its card.
+/// U-Boot where the Raspberry Pi's firmware starts the kernel, and the image as its card. The other CPUs wait for U-Boot at
+/// full speed.
 #[test]
+#[ignore = "takes half a minute of CPU time: ./x test --long"]
 fn an_image_boots_by_u_boot_on_a_raspberry_pi_4() {
     if skip_without_debians_tools("U-Boot") {
         return;
