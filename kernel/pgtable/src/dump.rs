@@ -216,7 +216,9 @@ const fn may_differ(found: Survey) -> u64 {
 impl<F: FnMut(&Extent)> Coalescing<F> {
     fn run<M: Mmu>(&mut self, mmu: &M, run: &Run<'_, M>) {
         let in_group = M::Geometry::group_entries(run.level) - 1;
+        let size = M::Geometry::entry_size(run.level);
         let mut group_fault = None;
+        let mut before = None;
         for (index, cell) in run.cells().iter().enumerate() {
             let place = run.first + index;
             if index == 0 || place & in_group == 0 {
@@ -224,10 +226,21 @@ impl<F: FnMut(&Extent)> Coalescing<F> {
                 group_fault = group.and_then(|group| fault_of_group(mmu, group, run.level));
             }
             let entry = mmu.load(cell);
-            match entry.kind(M::Geometry::level_entries(run.level)) {
+            // Most leaves are as the one before, with the next memory, and in its group.
+            let is_next = |before: Descriptor| {
+                entry.without_address() == before.without_address() && entry.address() == before.address() + size
+            };
+            if place & in_group != 0 && before.is_some_and(is_next) {
+                before = Some(entry);
+                self.extend(size);
+                continue;
+            }
+            let kind = entry.kind(M::Geometry::level_entries(run.level));
+            before = (kind == Kind::Leaf).then_some(entry);
+            match kind {
                 Kind::Leaf => self.leaf(Extent {
                     start: run.address(index),
-                    size: M::Geometry::entry_size(run.level),
+                    size,
                     physical: entry.address(),
                     physically_contiguous: true,
                     // Not a mark of a collapse that is under way.
@@ -243,18 +256,26 @@ impl<F: FnMut(&Extent)> Coalescing<F> {
         }
     }
 
+    /// One more leaf like the last.
+    fn extend(&mut self, size: u64) {
+        if let Some(current) = &mut self.current {
+            self.totals.add(current.level, current.attributes.is_contiguous(), current.leaf_size, size);
+            current.size += size;
+        }
+    }
+
     fn leaf(&mut self, next: Extent) {
-        self.totals.add(next.level, next.attributes.is_contiguous(), next.leaf_size, next.size);
+        let size = next.size;
         match &mut self.current {
             Some(current) if current.continues_with(&next) => {
                 current.physically_contiguous &= current.physical + current.size == next.physical;
-                current.size += next.size;
             }
             _ => {
                 self.end();
-                self.current = Some(next);
+                self.current = Some(Extent { size: 0, ..next });
             }
         }
+        self.extend(size);
     }
 
     fn end(&mut self) {

@@ -164,12 +164,11 @@ struct ValidLeaf {
     is_executable: bool,
 }
 
-/// Calls `each` for all of them in `range`.
-#[inline(never)]
+/// Calls `each` for all of them in `range`; made for each caller, which most leaves do not concern.
 fn each_valid_leaf<M: Mmu>(
     tables: &PageTables<'_, M>,
     range: PageRange<M::Geometry>,
-    each: &mut dyn FnMut(&ValidLeaf),
+    mut each: impl FnMut(&ValidLeaf),
 ) {
     for run in tables.runs(range, Marks::Keep) {
         for (index, cell) in run.cells().iter().enumerate() {
@@ -198,7 +197,7 @@ fn writers_of_code<M: Mmu>(
     let half = range.start().align_down(1 << M::Geometry::VA_BITS);
     let Ok(half) = PageRange::new(half, 1 << M::Geometry::VA_BITS) else { return };
     let mut look = |code: &Range<u64>| {
-        each_valid_leaf(tables, range, &mut |leaf| {
+        each_valid_leaf(tables, range, |leaf| {
             let is_shared = leaf.frames.start < code.end && code.start < leaf.frames.end;
             if is_shared && leaf.is_writable && !leaf.is_executable {
                 each(leaf.start, leaf.frames.end - leaf.frames.start);
@@ -206,7 +205,7 @@ fn writers_of_code<M: Mmu>(
         });
     };
     let mut code = 0..0;
-    each_valid_leaf(tables, half, &mut |leaf| {
+    each_valid_leaf(tables, half, |leaf| {
         if !leaf.is_executable {
             return;
         }
