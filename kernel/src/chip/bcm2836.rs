@@ -102,6 +102,12 @@ fn core(mpidr: u64) -> Option<u64> {
     (mpidr < CORES).then_some(mpidr)
 }
 
+/// The bank of the second controller that a shared line is in, and its bit there; `None` where there is no such line.
+fn bank_of(intid: u32) -> Option<(usize, u32)> {
+    let bank = intid.checked_sub(SHARED)? as usize / 32;
+    (bank < BANKS).then_some((bank, 1 << (intid % 32)))
+}
+
 impl Bcm2836 {
     /// Ends all that firmware was doing: nothing is enabled.
     fn new(cores: VirtAddr, shared: Option<VirtAddr>) -> Self {
@@ -128,9 +134,17 @@ impl Bcm2836 {
     }
 
     fn write(&self, offset: u64, value: u32) {
-        // SAFETY: a register of the cores' controller, mapped for ever. Those of one core are written by that core, with
-        // interrupts masked, or in one piece; those of all with the lock held, or at start.
+        // SAFETY: a register of the cores' controller, mapped for ever. Those of one core are written by that core,
+        // with interrupts masked, or in one piece; those of all with the lock held, or at start.
         unsafe { mmio::write(self.cores + offset, value) };
+    }
+
+    /// Writes a bit of a register of the second controller, where there is one.
+    fn write_shared(&self, offset: u64, bit: u32) {
+        if let Some(shared) = self.shared {
+            // SAFETY: a register of the second controller, mapped for ever; zeros change nothing.
+            unsafe { mmio::write(shared + offset, bit) };
+        }
     }
 
     /// The first line of the second controller that is pending and enabled.
@@ -195,16 +209,19 @@ impl InterruptController for Bcm2836 {
                 PMU => self.write(PMU_SET, 1 << core),
                 _ => {}
             }
-        } else if let Some(shared) = self.shared {
-            let (bank, bit) = ((intid - SHARED) as usize / 32, 1 << (intid % 32));
-            let registers = self.enabled.get(bank).zip(ENABLE.get(bank));
-            if let Some((enabled, &enable)) = registers {
-                // All of them go to the core of the last one: there is one choice.
-                self.write(SHARED_ROUTING, core as u32);
-                enabled.fetch_or(bit, Ordering::Relaxed);
-                // SAFETY: a register of the second controller, mapped for ever; zeros change nothing.
-                unsafe { mmio::write(shared + enable, bit) };
-            }
+        } else if let Some((bank, bit)) = bank_of(intid).filter(|_| self.shared.is_some()) {
+            // All of them go to the core of the last one: there is one choice.
+            self.write(SHARED_ROUTING, core as u32);
+            self.enabled[bank].fetch_or(bit, Ordering::Relaxed);
+            self.write_shared(ENABLE[bank], bit);
+        }
+    }
+
+    fn disable(&self, intid: u32) {
+        let _alone = self.configuration.lock();
+        if let Some((bank, bit)) = bank_of(intid) {
+            self.enabled[bank].fetch_and(!bit, Ordering::Relaxed);
+            self.write_shared(DISABLE[bank], bit);
         }
     }
 
@@ -355,6 +372,10 @@ mod tests {
         assert_eq!(machine.take(), Some(64 + 29));
         machine.set_shared(0x04, 0);
         assert_eq!(machine.take(), Some(96 + 25));
+        machine.controller.disable(96 + 25);
+        assert_eq!((machine.take(), machine.shared(0x20)), (None, 1 << 25), "pending still, and disabled");
+        machine.controller.disable(128);
+        machine.controller.disable(27);
         machine.set_core(0x60, 1 << 5 | 1 << 10);
         assert_eq!(machine.take(), None, "what has no number");
     }

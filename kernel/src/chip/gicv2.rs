@@ -174,16 +174,24 @@ impl InterruptController for GicV2 {
         }
     }
 
+    fn disable(&self, intid: u32) {
+        let word = intid as usize / 32;
+        let _alone = self.configuration.lock();
+        // SAFETY: mapped for ever (`init`), and the lock is held.
+        let mut registers = unsafe { UniqueMmioPointer::new(self.distributor) };
+        mmio::fill(field!(registers, icenabler), word..word + 1, 1 << (intid % 32));
+    }
+
     fn set_message(&self, intid: u32, cpu: Option<&Cpu>) -> bool {
-        if let Some(cpu) = cpu {
-            self.enable(Interrupt { intid, trigger: Trigger::Edge }, cpu);
+        match cpu {
+            Some(cpu) => self.enable(Interrupt { intid, trigger: Trigger::Edge }, cpu),
+            None => self.disable(intid),
         }
         let (word, bit) = (intid as usize / 32, 1 << (intid % 32));
         let _alone = self.configuration.lock();
         // SAFETY: mapped for ever (`init`), and the lock is held.
         let mut registers = unsafe { UniqueMmioPointer::new(self.distributor) };
         if cpu.is_none() {
-            mmio::fill(field!(registers, icenabler), word..word + 1, bit);
             mmio::fill(field!(registers, icpendr), word..word + 1, bit);
         }
         // The read completes the writes, before the device may send.

@@ -386,6 +386,13 @@ impl InterruptController for GicV3 {
         }
     }
 
+    fn disable(&self, intid: u32) {
+        if let Ok(intid) = IntId::try_from(intid) {
+            // It fails for private ones.
+            let _ = self.distributor.lock().enable_interrupt(intid, false);
+        }
+    }
+
     fn send(&self, cpu: &Cpu, number: u32) {
         let [affinity0, affinity1, affinity2, _, affinity3, ..] = cpu.mpidr.load(Ordering::Relaxed).to_le_bytes();
         let target = SgiTarget::List { affinity3, affinity2, affinity1, target_list: 1 << (affinity0 & 15) };

@@ -36,6 +36,8 @@ pub trait InterruptController: Sync {
     fn init_cpu(&self, cpu: &Cpu) -> Result<(), InterruptError>;
     /// Enables an interrupt: a private one on this CPU, `cpu`; a shared one, to be taken by it.
     fn enable(&self, interrupt: Interrupt, cpu: &Cpu);
+    /// Disables the shared interrupt `intid`, until it is enabled again: what its line does then is nothing to any CPU.
+    fn disable(&self, intid: u32);
     /// Enables the shared interrupt `intid`, an edge that a device's message raises, to be taken by `cpu`; or, for
     /// `None`, disables it, and forgets that it is pending. Returns whether it is enabled then: it is where devices can
     /// write it.
@@ -181,6 +183,22 @@ pub fn register(interrupt: Interrupt, cpu: &Cpu, handler: Handler) -> Result<(),
     Ok(())
 }
 
+/// Enables the shared `interrupt` again, which has a handler and was disabled by [`disable`], for this CPU, `cpu`.
+///
+/// # Errors
+/// There is no controller.
+pub fn enable(interrupt: Interrupt, cpu: &Cpu) -> Result<(), InterruptError> {
+    controller()?.enable(interrupt, cpu);
+    Ok(())
+}
+
+/// Disables the shared interrupt `intid`: its device has no driver, or holds its line whatever its driver does.
+pub fn disable(intid: u32) {
+    if let Ok(controller) = controller() {
+        controller.disable(intid);
+    }
+}
+
 /// Enables the shared interrupt `intid`, which is [`message`]'s from now on, for this CPU, `cpu`.
 ///
 /// # Errors
@@ -250,8 +268,8 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::{
-        Acknowledged, CONTROLLER, InterruptController, InterruptError, disable_message, enable_message, handle_irq,
-        init_cpu, lost, register,
+        Acknowledged, CONTROLLER, InterruptController, InterruptError, disable, disable_message, enable,
+        enable_message, handle_irq, init_cpu, lost, register,
     };
     use crate::platform::{Interrupt, Trigger};
     use crate::smp::cpu::{Cpu, this_cpu};
@@ -271,6 +289,9 @@ mod tests {
         }
         fn enable(&self, interrupt: Interrupt, _: &Cpu) {
             self.enabled.lock().unwrap().extend([interrupt]);
+        }
+        fn disable(&self, intid: u32) {
+            self.enabled.lock().unwrap().retain(|interrupt| interrupt.intid != intid);
         }
         fn set_message(&self, intid: u32, cpu: Option<&Cpu>) -> bool {
             self.messages.lock().unwrap().push((intid, cpu.is_some()));
@@ -306,6 +327,11 @@ mod tests {
         assert_eq!(register(device, this_cpu(), hit), Err(InterruptError::InUse(40)));
         let beyond = interrupt(1020, Trigger::Edge);
         assert_eq!(register(beyond, this_cpu(), hit), Err(InterruptError::NoSuchInterrupt(1020)));
+        assert_eq!(*fake.enabled.lock().unwrap(), [timer, device]);
+        disable(40);
+        assert_eq!(*fake.enabled.lock().unwrap(), [timer]);
+        assert_eq!(register(device, this_cpu(), hit), Err(InterruptError::InUse(40)), "its handler stays");
+        enable(device, this_cpu()).unwrap();
         assert_eq!(*fake.enabled.lock().unwrap(), [timer, device]);
 
         // A number is a line's or a message's, and what it was once it stays.
