@@ -3,6 +3,7 @@
 mod arrivals;
 pub mod disk;
 pub mod edu;
+mod lines;
 pub mod nvme;
 pub mod pci;
 pub mod slot;

@@ -12,12 +12,13 @@ use super::enumerate::{COMMAND, NO_PIN};
 use super::{Function, MmioRegion, PciAddress, PciError, functions};
 use crate::Kernel;
 use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
-use crate::chip::interrupt::{self, InterruptError, InterruptHandler};
+use crate::chip::interrupt::{InterruptError, InterruptHandler};
 use crate::chip::message::host::MessageHost;
 use crate::chip::message::{self, Message, MessageError, TABLES_SIZE};
+use crate::devices::lines::{self, InterruptSource, LineError};
 use crate::mm::OutOfMemory;
 use crate::mm::page_block::BLOCK_SIZE;
-use crate::platform::{Interrupt, Platform};
+use crate::platform::Platform;
 use crate::smp::Cpu;
 use crate::sync::{IrqLock, rank};
 
@@ -36,14 +37,8 @@ const MSIX_MASKED: u16 = 1 << 14;
 const ENTRY: u64 = 16;
 const SILENT: u32 = 1 << 0;
 
-const FULL: &str = "too many pins are in use";
-
 /// Connected vectors of all functions: as many as there are messages for them.
 static MESSAGES: IrqLock<Vec<Connected, { message::MOST }>, { rank::DEVICE }> = IrqLock::new(Vec::new());
-/// Functions whose pins are listened to.
-static PINS: IrqLock<Vec<Pin, 32>, { rank::INTERRUPT }> = IrqLock::new(Vec::new());
-/// Interrupts that are theirs, for ever.
-static LINES: IrqLock<Vec<u32, 32>, { rank::DEVICE }> = IrqLock::new(Vec::new());
 
 #[allow(unsafe_code, reason = "collected by the linker")]
 #[distributed_slice(PARAMETERS)]
@@ -71,12 +66,6 @@ struct Connected {
     function: &'static Function,
     vector: u16,
     message: Message,
-}
-
-#[derive(Clone, Copy)]
-struct Pin {
-    function: &'static Function,
-    handler: &'static dyn InterruptHandler,
 }
 
 /// How a function can interrupt, the best that the machine can take.
@@ -298,43 +287,18 @@ fn set_pin(
 ) -> Result<InterruptVector, PciError> {
     let no_pin = |error| PciError::NoPin(function.address, error);
     let line = function.line().ok_or(no_pin(InterruptError::NoController))?;
-    {
-        let mut pins = PINS.lock();
-        if pins.iter().any(|pin| core::ptr::eq(pin.function, function)) {
-            return Err(PciError::VectorInUse(function.address, 0));
-        }
-        pins.push(Pin { function, handler }).map_err(|_| PciError::NoInterrupt(function.address, FULL))?;
-    }
-    if let Err(error) = listen(line, cpu) {
-        clear(function);
-        return Err(no_pin(error));
-    }
+    lines::listen(function, line, cpu, handler).map_err(|error| match error {
+        LineError::InUse => PciError::VectorInUse(function.address, 0),
+        LineError::Full => PciError::NoInterrupt(function.address, "too many pins are in use"),
+        LineError::Interrupt(error) => no_pin(error),
+    })?;
     function.change_command(NO_PIN, false);
     Ok(InterruptVector::Pin { intid: line.intid })
 }
 
-/// Registers for the interrupt that pins lead to, once.
-fn listen(line: Interrupt, cpu: &Cpu) -> Result<(), InterruptError> {
-    let mut lines = LINES.lock();
-    if lines.contains(&line.intid) {
-        return Ok(());
-    }
-    interrupt::register(line, cpu, handle_pins)?;
-    // There are no more lines than entries in `interrupt-map`, of which as many are kept.
-    let _ = lines.push(line.intid);
-    Ok(())
-}
-
-/// Calls the handlers of all functions that assert their pins. Which line it was does not matter: each function's
-/// status has it.
-fn handle_pins(cpu: &Cpu) {
-    let mut index = 0;
-    // The lock is not held while a handler runs.
-    while let Some(pin) = { PINS.lock().get(index).copied() } {
-        if pin.function.host.config.read32(pin.function.address, COMMAND) & PIN_HELD != 0 {
-            pin.handler.interrupt(cpu, 0);
-        }
-        index += 1;
+impl InterruptSource for Function {
+    fn has_interrupted(&self) -> bool {
+        self.host.config.read32(self.address, COMMAND) & PIN_HELD != 0
     }
 }
 
@@ -353,7 +317,7 @@ pub(super) fn stop_messages(config: &dyn ConfigSpace, function: PciAddress) {
 /// Disconnects all interrupts of a function without a driver.
 pub(super) fn clear(function: &'static Function) {
     function.change_command(NO_PIN, true);
-    PINS.lock().retain(|pin| !core::ptr::eq(pin.function, function));
+    lines::ignore(function);
     stop_messages(function.host.config, function.address);
     disconnect(function, |_| true);
 }
