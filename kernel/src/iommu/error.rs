@@ -28,7 +28,7 @@ pub enum AttachError {
         needed: u64,
     },
     /// Without an SMMU, it would reach other memory than this by an address, or none.
-    #[error("the host bridge does not pass the device's accesses on to the memory at {0} as they are (dma-ranges)")]
+    #[error("the buses above the device do not pass its accesses on to the memory at {0} as they are (dma-ranges)")]
     Elsewhere(PhysAddr),
     /// Another driver has it.
     #[error("stream {0:#x} is attached already")]

@@ -25,6 +25,7 @@
 
 #[cfg(target_os = "none")]
 mod boot;
+mod bus;
 mod device;
 mod domain;
 mod error;
@@ -51,6 +52,7 @@ use granule_arch::addr::VirtAddr;
 use granule_smmuv3::{Asids, Probed, Smmu, Step, Streams};
 use spin::Once;
 
+pub use bus::{BusPath, attach_behind};
 pub use device::{
     Coherent, Description, Direction, DmaAddress, DmaDevice, DmaMask, MAX_TRIES, Mode, Resolution, attach,
 };

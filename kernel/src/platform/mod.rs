@@ -65,7 +65,7 @@ pub use pcie::{IdMap, InterruptLines, MappedId, Pcie, Window, WindowKind};
 pub use power::{Bcm2835Pm, PowerRegisters, SysconWrite};
 pub use size_change::SizeChange;
 pub use structure::StructureError;
-pub use tree::{DmaRange, DmaRanges};
+pub use tree::{DmaRange, DmaRanges, dma_reach};
 pub use uart::{RegisterWidth, Uart, UartKind, UartLayout};
 
 impl Platform {

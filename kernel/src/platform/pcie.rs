@@ -108,21 +108,9 @@ impl Pcie {
 }
 
 impl Pcie {
-    /// The last of the addresses from `first` on, without a gap, that devices reach memory by; `None` where they do not
-    /// by `first`. With `unchanged` only where the memory has the same address.
+    /// [`tree::dma_reach`] of its devices.
     pub fn dma_reach(&self, first: u64, unchanged: bool) -> Option<u64> {
-        let mut last = None;
-        let mut next = first;
-        loop {
-            let holds = |range: &&DmaRange| next.checked_sub(range.bus).is_some_and(|offset| offset < range.size);
-            let fits = |range: &&DmaRange| !unchanged || range.bus == range.cpu;
-            let Some(range) = self.dma.iter().filter(fits).find(holds) else { return last };
-            last = Some(range.bus.saturating_add(range.size - 1));
-            match last.and_then(|last| last.checked_add(1)) {
-                Some(behind) => next = behind,
-                None => return last,
-            }
-        }
+        tree::dma_reach(&self.dma, first, unchanged)
     }
 }
 

@@ -38,6 +38,23 @@ pub(super) fn everything() -> DmaRanges {
     Vec::from_iter([DmaRange { bus: 0, cpu: 0, size: u64::MAX }])
 }
 
+/// The last of the addresses from `first` on, without a gap, that devices reach memory by; `None` where they do not by
+/// `first`. With `unchanged` only where the memory has the same address.
+pub fn dma_reach(ranges: &[DmaRange], first: u64, unchanged: bool) -> Option<u64> {
+    let mut last = None;
+    let mut next = first;
+    loop {
+        let holds = |range: &&DmaRange| next.checked_sub(range.bus).is_some_and(|offset| offset < range.size);
+        let fits = |range: &&DmaRange| !unchanged || range.bus == range.cpu;
+        let Some(range) = ranges.iter().filter(fits).find(holds) else { return last };
+        last = Some(range.bus.saturating_add(range.size - 1));
+        match last.and_then(|last| last.checked_add(1)) {
+            Some(behind) => next = behind,
+            None => return last,
+        }
+    }
+}
+
 /// One piece more, if it is one.
 pub(super) fn add(ranges: &mut DmaRanges, range: DmaRange) -> Result<(), PlatformError> {
     let full = PlatformError::TooMany { what: "pieces of dma-ranges", limit: ranges.capacity() };

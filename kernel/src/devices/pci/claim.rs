@@ -12,8 +12,7 @@ use super::mmio::Hold;
 use super::{Function, MmioRegion, PciError, interrupt};
 use crate::Kernel;
 use crate::chip::interrupt::InterruptHandler;
-use crate::iommu::{self, AttachError, DmaDevice, DmaMask};
-use crate::kernel;
+use crate::iommu::{self, AttachError, BusPath, DmaDevice, DmaMask};
 use crate::mm::kernel::KernelSpace;
 use crate::smp::Cpu;
 use crate::trap::probe;
@@ -97,18 +96,12 @@ impl Claim {
     /// # Errors
     /// [`AttachError`]; nothing has changed.
     pub fn attach(&self, cpu: &Cpu, mask: DmaMask) -> Result<DmaDevice, AttachError> {
-        let (bridge, stream) = (self.host.description, self.stream_id());
-        let device = if stream.is_some() {
-            // The SMMU's input addresses lie anywhere from zero on.
-            iommu::attach(cpu, stream, mask.up_to(bridge.dma_reach(0, false).unwrap_or(0)))?
-        } else {
-            let is_reached = |bank: &&PhysRange| bridge.dma_reach(bank.start().0, true) >= Some(bank.end().0 - 1);
-            match kernel().platform.memory.iter().find(|bank| !is_reached(bank)) {
-                Some(bank) => return Err(AttachError::Elsewhere(bank.start())),
-                None => iommu::attach(cpu, None, mask)?,
-            }
-        };
-        Ok(if bridge.coherent { device } else { device.without_caches() })
+        let bridge = self.host.description;
+        iommu::attach_behind(
+            cpu,
+            &BusPath { stream: self.stream_id(), dma: &bridge.dma, coherent: bridge.coherent },
+            mask,
+        )
     }
 
     /// The registers behind base address register number `index`, mapped into `space` for ever, of which the first word
