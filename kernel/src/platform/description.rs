@@ -8,6 +8,7 @@ use super::interrupts::{Interrupt, Trigger};
 use super::pcie::Pcie;
 use super::power::PowerRegisters;
 use super::uart::Uart;
+use super::virtio::VirtioMmio;
 use crate::smp::cpu::MAX_CPUS;
 
 /// Banks of memory that are kept apart; adjacent ones are one.
@@ -18,12 +19,14 @@ pub const MAX_RESERVED: usize = 64;
 pub const MAX_RNG_SEED: usize = 64;
 /// SMMUs that are driven. Devices behind others are refused.
 pub const MAX_SMMUS: usize = 8;
+/// Places of virtio devices with their registers in memory: as many as QEMU's virt has.
+pub const MAX_VIRTIO: usize = 32;
 /// Bytes of boot arguments, as in Linux (`COMMAND_LINE_SIZE`).
 pub const MAX_BOOTARGS: usize = 2048;
 /// Regions of tag storage that are used.
 pub const MAX_TAG_STORAGE: usize = 4;
 
-/// The description of the machine by the device tree, or by ACPI. About 5 KiB: keep it in a static.
+/// The description of the machine by the device tree, or by ACPI. About 7 KiB: keep it in a static.
 #[derive(Clone, Debug)]
 pub struct Platform {
     /// ACPI's Root System Description Pointer, where the tables and not the tree describe CPUs and devices.
@@ -73,6 +76,9 @@ pub struct Platform {
     pub message_frame: Option<MessageFrame>,
     /// The SMMUv3s, in the order of the tree; those whose nodes make no sense are missing.
     pub smmus: Vec<Smmu, MAX_SMMUS>,
+    /// Places of virtio devices that are no PCI functions, in the order of the tree; those whose nodes make no sense
+    /// are missing.
+    pub virtio: Vec<VirtioMmio, MAX_VIRTIO>,
 }
 
 impl Platform {
@@ -108,6 +114,7 @@ impl Platform {
             its: None,
             message_frame: None,
             smmus: Vec::new(),
+            virtio: Vec::new(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! CPUs and the devices that the kernel starts with (3.7, 3.8; the bindings of `arm,gic-v3`, `arm,gic-400`,
 //! `arm,gic-v3-its`, `arm,gic-v2m-frame`, `brcm,bcm2836-l1-intc`, `brcm,bcm2836-armctrl-ic`, `arm,armv8-timer`,
-//! `arm,psci` and `arm,smmu-v3`).
+//! `arm,psci` and `arm,smmu-v3`); virtio devices by [`virtio`].
 
 use core::mem;
 
@@ -19,6 +19,7 @@ use super::pcie::{self, References};
 use super::power::PowerNodes;
 use super::tree::{Node, cell, strings};
 use super::uart::{Uart, UartNode};
+use super::virtio::{self, VirtioLines};
 use crate::smp::cpu::AFFINITY;
 
 impl Redistributors {
@@ -54,13 +55,19 @@ pub(super) struct Found<'t> {
     pcie: Option<pcie::HostBridgeNode<'t>>,
     pub(super) power: PowerNodes<'t>,
     smmus: Vec<SmmuNode<'t>, MAX_SMMUS>,
+    virtio: VirtioLines<'t>,
     /// How other nodes refer to them.
     references: References,
 }
 
 impl<'t> Found<'t> {
-    /// Takes `node` down if it is one of them.
-    pub(super) fn look_at(&mut self, node: &Node<'t, '_>, is_console: bool) -> Result<(), PlatformError> {
+    /// Takes `node` down if it is one of them. What needs no other node goes to `platform` at once.
+    pub(super) fn look_at(
+        &mut self,
+        platform: &mut Platform,
+        node: &Node<'t, '_>,
+        is_console: bool,
+    ) -> Result<(), PlatformError> {
         // Of several nodes that a path without unit addresses may mean it is the first.
         if is_console && !mem::replace(&mut self.has_met_console, true) {
             self.console = dispensable(UartNode::read(node));
@@ -105,6 +112,7 @@ impl<'t> Found<'t> {
                 "pci-host-ecam-generic" if self.pcie.is_none() => {
                     self.pcie = dispensable(pcie::HostBridgeNode::read(node))
                 }
+                "virtio,mmio" => virtio::add(platform, &mut self.virtio, node),
                 "arm,smmu-v3" => {
                     // Of one that is left out the phandle stays in maps, and by it devices behind it are refused.
                     if let Some(smmu) = dispensable(SmmuNode::read(node))
@@ -181,6 +189,7 @@ impl<'t> Found<'t> {
         platform.timer = virtual_timer.ok_or_else(|| timer.interrupts.missing())?;
         platform.timer_frequency = timer.frequency;
         platform.psci = self.psci;
+        virtio::resolve(platform, &self.virtio, gic);
         platform.smmus = self.smmus.iter().map(|smmu| smmu.resolve(gic)).collect();
         (platform.its, platform.message_frame) = (self.its, self.message_frame);
         platform.choose_receiver();

@@ -2,8 +2,8 @@
 //!
 //! [`Platform::read`] goes through the flattened device tree once, copies out what the kernel needs and forgets the
 //! rest; nothing refers to the tree afterwards. It allocates nothing, since it runs before there is memory to allocate,
-//! and it **never panics**: the tree is input. [`structure`] checks the flattened form before `dtoolkit` reads it, and every
-//! number that comes out of a property is checked here before it is used.
+//! and it **never panics**: the tree is input. [`structure`] checks the flattened form before `dtoolkit` reads it, and
+//! every number that comes out of a property is checked here before it is used.
 //!
 //! Devicetree Specification v0.4: 2.3 (standard properties), 3 (device node requirements), 5 (flattened format).
 //!
@@ -19,6 +19,7 @@
 //! - [`interrupts`]: which line of the interrupt controller a node's interrupt is
 //! - [`power`]: registers that end or reset the machine
 //! - [`pcie`]: the PCIe host bridge, and its maps of requester IDs
+//! - [`virtio`]: virtio devices with their registers in memory
 //! - [`acpi`]: the machine by ACPI's tables instead
 
 mod acpi;
@@ -39,6 +40,7 @@ mod structure;
 mod tag_storage;
 mod tree;
 mod uart;
+mod virtio;
 
 #[cfg(test)]
 mod mutated;
@@ -54,7 +56,7 @@ pub use granule_arch::psci::Conduit;
 pub use acpi::PhysicalMemory;
 pub use description::{
     ControllerDescription, CpuNode, EnableMethod, Its, MAX_BANKS, MAX_BOOTARGS, MAX_REDISTRIBUTOR_REGIONS,
-    MAX_RESERVED, MAX_RNG_SEED, MAX_SMMUS, MAX_TAG_STORAGE, MessageFrame, Platform, Psci, PsciFunctions,
+    MAX_RESERVED, MAX_RNG_SEED, MAX_SMMUS, MAX_TAG_STORAGE, MAX_VIRTIO, MessageFrame, Platform, Psci, PsciFunctions,
     Redistributors, Smmu, TagStorageRegion,
 };
 pub use error::{NodeName, PlatformError, TableError};
@@ -67,13 +69,15 @@ pub use size_change::SizeChange;
 pub use structure::StructureError;
 pub use tree::{DmaRange, DmaRanges, dma_reach};
 pub use uart::{RegisterWidth, Uart, UartKind, UartLayout};
+pub use virtio::{VIRTIO_REGISTERS, VirtioMmio};
 
 impl Platform {
     /// Reads the tree at the start of `blob`, which may be longer than the tree.
     ///
     /// # Errors
-    /// The tree is cut off, corrupt, or lacks what no kernel can do without: memory, and, if ACPI's tables do not describe
-    /// them, a CPU, an interrupt controller with a driver, the timer. `self` may be partly filled then, with the console if the tree is sound.
+    /// The tree is cut off, corrupt, or lacks what no kernel can do without: memory, and, if ACPI's tables do not
+    /// describe them, a CPU, an interrupt controller with a driver, the timer. `self` may be partly filled then, with
+    /// the console if the tree is sound.
     pub fn read(&mut self, blob: &[u8]) -> Result<(), PlatformError> {
         self.read_tree(structure::check(trim(blob)?)?)
     }
@@ -109,8 +113,8 @@ impl Platform {
         Ok(())
     }
 
-    /// Reads all that each node says by itself; returns those that refer to system controllers. Out of line: what is found
-    /// has left the stack when these, and tag storage, have the tree looked at once more.
+    /// Reads all that each node says by itself; returns those that refer to system controllers. Out of line: what is
+    /// found has left the stack when these, and tag storage, have the tree looked at once more.
     #[inline(never)]
     fn read_nodes<'t>(
         &mut self,
@@ -123,7 +127,7 @@ impl Platform {
         let is_described = self.rsdp.is_none();
         let visited = root.visit(console, &mut |node, left| {
             memory::banks(self, node)?;
-            if is_described { found.look_at(node, left == Some("")) } else { Ok(()) }
+            if is_described { found.look_at(self, node, left == Some("")) } else { Ok(()) }
         });
         found.choose_controller();
         // First: an error in what follows is printed there.
@@ -161,7 +165,13 @@ impl Platform {
         let lists = self.memory.iter().chain(&self.reserved).chain(&self.no_map).copied();
         let controller = self.interrupt_controller.registers();
         let smmus = self.smmus.iter().map(|smmu| smmu.registers);
-        lists.chain(smmus).chain(controller).chain(single.into_iter().flatten()).filter_map(memory::outwards)
+        let virtio = self.virtio_registers();
+        lists
+            .chain(smmus)
+            .chain(controller)
+            .chain(virtio)
+            .chain(single.into_iter().flatten())
+            .filter_map(memory::outwards)
     }
 
     /// [`read`](Self::read) into a new value. It goes over the stack: for places that have a large one.

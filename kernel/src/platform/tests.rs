@@ -4,6 +4,7 @@ mod console;
 mod kaslr;
 mod pcie;
 mod structure;
+mod virtio;
 
 use granule_arch::addr::{PhysAddr, PhysRange};
 use proptest::prelude::*;

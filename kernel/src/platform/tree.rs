@@ -108,6 +108,7 @@ pub(super) struct Properties<'t> {
     dma_coherent: Option<&'t [u8]>,
     dma_noncoherent: Option<&'t [u8]>,
     reg: Option<&'t [u8]>,
+    pub(super) iommus: Option<&'t [u8]>,
     status: Option<&'t [u8]>,
     compatible: Option<&'t [u8]>,
     pub(super) device_type: Option<&'t [u8]>,
@@ -129,6 +130,7 @@ impl<'t> Properties<'t> {
                 "dma-coherent" => &mut found.dma_coherent,
                 "dma-noncoherent" => &mut found.dma_noncoherent,
                 "reg" => &mut found.reg,
+                "iommus" => &mut found.iommus,
                 "status" => &mut found.status,
                 "compatible" => &mut found.compatible,
                 "device_type" => &mut found.device_type,
@@ -170,6 +172,12 @@ impl<'t> Detached<'t> {
             }
         }
         found
+    }
+
+    /// Its interrupts, where [`Node::interrupt_parent`] is `parent`.
+    pub(super) fn interrupts(&self, parent: Option<u32>) -> Interrupts<'t> {
+        let [list, extended] = self.properties(["interrupts", "interrupts-extended"]);
+        Interrupts { node: self.0.name(), parent, list, extended }
     }
 
     /// The error that `property` makes no sense.
@@ -244,7 +252,8 @@ fn visit_below<'t, 'p>(
     Ok(())
 }
 
-/// Visits one node; returns the bus that it makes, and what is left of `path` below it, if its children are to be visited.
+/// Visits one node; returns the bus that it makes, and what is left of `path` below it, if its children are to be
+/// visited.
 #[inline(never)]
 fn visit_node<'t, 'b, 'p>(
     node: FdtNode<'t>,
@@ -351,8 +360,8 @@ impl<'t, 'b> Node<'t, 'b> {
         self.properties.dma_ranges
     }
 
-    /// Where what is in `found` is once each bus on the way up has passed it on by its `dma-ranges` (2.3.9). A bus without
-    /// any, or with an empty one, changes nothing.
+    /// Where what is in `found` is once each bus on the way up has passed it on by its `dma-ranges` (2.3.9). A bus
+    /// without any, or with an empty one, changes nothing.
     ///
     /// # Errors
     /// A list of one of them makes no sense, or there are too many pieces.
@@ -392,10 +401,15 @@ impl<'t, 'b> Node<'t, 'b> {
     pub(super) fn interrupts(&self) -> Interrupts<'t> {
         Interrupts {
             node: self.name(),
-            parent: interrupt_parent_of(&self.properties, Some(self.bus)),
+            parent: self.interrupt_parent(),
             list: self.properties.interrupts,
             extended: self.properties.interrupts_extended,
         }
+    }
+
+    /// The phandle of the controller of its interrupts; `None` where no node on the way up names one.
+    pub(super) fn interrupt_parent(&self) -> Option<u32> {
+        interrupt_parent_of(&self.properties, Some(self.bus))
     }
 
     /// `status`, where it is there.
@@ -519,7 +533,8 @@ impl BusNode<'_, '_> {
         })
     }
 
-    /// The entries of a list of ranges of this bus, as addresses of this one and of the parent; `None` where it is none.
+    /// The entries of a list of ranges of this bus, as addresses of this one and of the parent; `None` where it is
+    /// none.
     fn entries<'r>(&self, parent: &Self, ranges: &'r [u8]) -> Option<impl Iterator<Item = DmaRange> + Clone + 'r> {
         let [child, up, length] =
             [self.address_cells, parent.address_cells, self.size_cells].map(|cells| cells as usize);
