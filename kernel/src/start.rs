@@ -28,6 +28,7 @@ use crate::chip::uart::Port;
 use crate::chip::{console, interrupt, log as kernel_log, timer};
 use crate::devices::edu::Edu;
 use crate::devices::slot::{self, Driver};
+use crate::devices::virtio::mmio;
 use crate::devices::{pci, virtio_rng};
 use crate::linux::file::device::{self, DeviceKind};
 use crate::linux::process::limits;
@@ -422,15 +423,19 @@ fn set_up_devices(cpu: &'static Cpu, kernel: &'static Kernel) {
     }
 }
 
-/// Enumerates PCI Express and registers the drivers that use it. The kernel runs without any of it.
+/// Enumerates PCI Express and the virtio devices of the device tree, and registers the drivers that use it. The kernel
+/// runs without any of it.
 #[inline(never)]
 fn find_devices(cpu: &'static Cpu, kernel: &'static Kernel) {
     let mut map = |registers: PhysRange| {
         let mapped = kernel.space.map_device(cpu, registers);
-        mapped.inspect_err(|error| crate::log::error!("PCI: registers at {registers:?}: {error}")).ok()
+        mapped.inspect_err(|error| crate::log::error!("devices: registers at {registers:?}: {error}")).ok()
     };
     if let Err(error) = pci::init(kernel.platform, &mut map) {
         crate::log::error!("PCI: {error}");
+    }
+    if let Err(error) = mmio::init(kernel.platform, &mut map) {
+        crate::log::error!("virtio: {error}");
     }
     random::set_device(virtio_rng::seed);
     device::set_kinds(&DEVICE_FILES);

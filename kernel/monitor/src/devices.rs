@@ -1,4 +1,4 @@
-//! Commands about devices: what is on PCI Express.
+//! Commands about devices: what is on PCI Express, and virtio devices that are not.
 
 use granule_arch::addr::PhysRange;
 use granule_pgtable::Size;
@@ -8,11 +8,12 @@ use super::parse::Args;
 use super::{Command, Failure, Session, no_keywords};
 use granule::devices::pci::capability::PciCapability;
 use granule::devices::pci::{self, BarKind, Class, Function};
+use granule::devices::virtio::mmio::{self, Node};
 
 pub(super) const COMMANDS: &[Command] = &[Command {
     name: "lspci",
     words: "",
-    help: "PCI Express functions, their registers and capabilities",
+    help: "PCI Express functions, their registers and capabilities; virtio devices that are none",
     run: lspci,
     complete: no_keywords,
 }];
@@ -25,7 +26,28 @@ fn lspci<'a>(session: &mut Session<'_>, args: Args<'a>) -> Result<(), Failure<'a
     for function in pci::functions() {
         show(session, function);
     }
+    mmio::nodes().iter().for_each(|node| show_node(session, node));
     Ok(())
+}
+
+fn show_node(session: &mut Session<'_>, node: &Node) {
+    let place = node.place();
+    write!(session, "{node} {}", node.id());
+    if let Some(stream) = place.stream {
+        write!(session, ", StreamID {:#x}", stream.id);
+    }
+    match place.interrupt {
+        Some(line) => write!(session, ", interrupt {}", line.intid),
+        None => write!(session, ", polled"),
+    }
+    show_owner(session, node.owner());
+}
+
+fn show_owner(session: &mut Session<'_>, owner: Option<&str>) {
+    match owner {
+        Some(owner) => writeln!(session, ", in use by {owner}"),
+        None => writeln!(session),
+    }
 }
 
 fn show(session: &mut Session<'_>, function: &Function) {
@@ -41,10 +63,7 @@ fn show(session: &mut Session<'_>, function: &Function) {
     if let Some(line) = function.line() {
         write!(session, ", pin to interrupt {}", line.intid);
     }
-    match function.owner() {
-        Some(owner) => writeln!(session, ", in use by {owner}"),
-        None => writeln!(session),
-    }
+    show_owner(session, function.owner());
     if let Some(buses) = function.bridge() {
         writeln!(session, "  behind it  buses {:#x} to {:#x}", buses.secondary, buses.subordinate);
         for (what, window) in [("memory", function.window()), ("prefetchable", function.prefetchable_window())] {

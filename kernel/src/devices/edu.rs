@@ -16,7 +16,7 @@ use granule_arch::barrier;
 use linkme::distributed_slice;
 use thiserror::Error;
 
-use super::pci::{Claim, Function, Id, InterruptVector, MmioRegion};
+use super::pci::{Claim, Id, InterruptVector, MmioRegion};
 use super::slot::{self, Arrivals, BindRefused, Driver, Slot, StartError};
 use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
 use crate::chip::timer::Deadline;
@@ -137,6 +137,7 @@ pub fn edu(cpu: &Cpu, index: usize) -> Result<&'static Edu, StartError> {
 
 impl Driver for Edu {
     type Fixed = ();
+    type Claim = Claim;
     const NAME: &'static str = "edu";
     const IDS: &'static [Id] = &[Id { vendor: 0x1234, device: 0x11e8 }];
     const SLOTS: &'static [Slot<Self>] = &SLOTS;
@@ -172,8 +173,8 @@ impl Driver for Edu {
         })
     }
 
-    fn function(&self) -> &'static Function {
-        self.claim.function()
+    fn isolation(&self) -> Result<(), BindRefused> {
+        Ok(self.claim.isolation()?)
     }
 
     fn acknowledge(&self) -> bool {
@@ -188,7 +189,7 @@ impl Driver for Edu {
     }
 
     fn bind(&self, cpu: &Cpu, space: &SpaceRef) -> Result<(), BindRefused> {
-        self.function().isolation()?;
+        self.isolation()?;
         let registers = kernel().spaces.create_registers(cpu, self.page).map_err(BindError::from)?;
         self.while_idle(&mut |dma| {
             if self.is_transferring() {

@@ -1,4 +1,4 @@
-//! Devices behind PCI Express, and how a driver claims one ([`pci`], [`slot`]).
+//! Devices behind PCI Express or in the device tree, and how a driver claims one ([`pci`], [`virtio::mmio`], [`slot`]).
 
 mod arrivals;
 pub mod disk;

@@ -9,6 +9,7 @@ use thiserror::Error;
 pub use super::arrivals::Arrivals;
 use super::nvme::ControllerError;
 use super::pci::{self, Claim, Class, Function, Id, NotIsolated, PciError};
+use super::virtio::mmio::NodeClaimed;
 use super::virtio::transport::TransportError;
 use crate::chip::interrupt::InterruptHandler;
 use crate::chip::timer::Deadline;
@@ -34,6 +35,9 @@ pub enum StartError {
     /// The function is unavailable.
     #[error(transparent)]
     Pci(#[from] PciError),
+    /// The device is unavailable, which is no function.
+    #[error(transparent)]
+    Claimed(#[from] NodeClaimed),
     /// It has no way to memory.
     #[error(transparent)]
     Attach(#[from] AttachError),
@@ -63,6 +67,9 @@ pub enum BindRefused {
     /// Its accesses may be another function's, or reach one past the SMMU.
     #[error(transparent)]
     NotIsolated(#[from] NotIsolated),
+    /// The SMMU cannot tell it from another device.
+    #[error("another device has stream {0:#x} as well")]
+    SharedStream(u32),
     /// The SMMU, or the want of one.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -71,10 +78,53 @@ pub enum BindRefused {
     NotBound,
 }
 
+/// The devices that a driver knows.
+pub struct Known {
+    ids: &'static [Id],
+    class: Option<Class>,
+}
+
+impl Known {
+    const fn of<T: Driver>() -> Self {
+        Self { ids: T::IDS, class: T::CLASS }
+    }
+
+    /// Whether devices with this identity are known.
+    pub fn has(&self, id: Id) -> bool {
+        self.ids.contains(&id)
+    }
+
+    fn has_function(&self, function: &Function) -> bool {
+        self.has(function.id()) || self.class == Some(function.class())
+    }
+}
+
+/// A device that belongs to a driver.
+pub trait DeviceClaim: Sized {
+    /// How many devices the machine has of those that are known.
+    fn count(known: &Known) -> usize;
+
+    /// Claims the `index`-th of them for the driver `name`; `None` where there are fewer.
+    fn claim(known: &Known, index: usize, name: &'static str) -> Option<Result<Self, StartError>>;
+}
+
+impl DeviceClaim for Claim {
+    fn count(known: &Known) -> usize {
+        pci::functions().iter().filter(|function| known.has_function(function)).count()
+    }
+
+    fn claim(known: &Known, index: usize, name: &'static str) -> Option<Result<Self, StartError>> {
+        let function = pci::functions().iter().filter(|function| known.has_function(function)).nth(index)?;
+        Some(function.claim(name).map_err(StartError::from))
+    }
+}
+
 /// A driver of one kind of device.
 pub trait Driver: Sized + Send + Sync + 'static {
     /// The state that a device needs besides, too large to be on a stack on its way to its place.
     type Fixed: Sync;
+    /// How it has a device.
+    type Claim: DeviceClaim;
     /// The monitor's name for such a device.
     const NAME: &'static str;
     /// Vendor and device number of those that the driver knows.
@@ -88,12 +138,17 @@ pub trait Driver: Sized + Send + Sync + 'static {
     ///
     /// # Errors
     /// [`StartError`]: the device is left alone.
-    fn start(cpu: &Cpu, claim: Claim, slot: &'static Slot<Self>) -> Result<Self, StartError>;
+    fn start(cpu: &Cpu, claim: Self::Claim, slot: &'static Slot<Self>) -> Result<Self, StartError>;
 
-    /// The function that it is.
-    fn function(&self) -> &'static Function;
+    /// Whether the machine sees all that it accesses, and knows it from every other device: what translating for it
+    /// alone stands on.
+    ///
+    /// # Errors
+    /// [`BindRefused`].
+    fn isolation(&self) -> Result<(), BindRefused>;
 
-    /// Acknowledges the interrupt at the device; returns whether it was its interrupt. From the interrupt.
+    /// Acknowledges the interrupt at the device, where that is its driver's; whether it was its interrupt. From the
+    /// interrupt.
     fn acknowledge(&self) -> bool;
 
     /// Runs `change` on the device's way to memory, with nothing in flight.
@@ -107,7 +162,7 @@ pub trait Driver: Sized + Send + Sync + 'static {
     /// # Errors
     /// [`BindRefused`].
     fn bind(&self, cpu: &Cpu, space: &SpaceRef) -> Result<(), BindRefused> {
-        self.function().isolation()?;
+        self.isolation()?;
         self.while_idle(&mut |dma| Ok(dma.bind(cpu, space)?))
     }
 
@@ -153,11 +208,7 @@ impl<T: Driver> InterruptHandler for Slot<T> {
 
 /// How many devices of a kind the machine has, that there are places for.
 pub fn count<T: Driver>() -> usize {
-    pci::functions().iter().filter(|function| is_driven::<T>(function)).count().min(T::SLOTS.len())
-}
-
-fn is_driven<T: Driver>(function: &Function) -> bool {
-    T::IDS.contains(&function.id()) || T::CLASS == Some(function.class())
+    T::Claim::count(&Known::of::<T>()).min(T::SLOTS.len())
 }
 
 /// The `index`-th device of a kind, if it was started.
@@ -180,9 +231,8 @@ pub fn device<T: Driver>(cpu: &Cpu, index: usize) -> Result<&'static T, StartErr
     if let Some(device) = slot.device.get() {
         return Ok(device);
     }
-    let mut functions = pci::functions().iter().filter(|function| is_driven::<T>(function));
-    let function = functions.nth(index).ok_or(StartError::None(T::NAME, index))?;
-    let device = T::start(cpu, function.claim(T::NAME)?, slot)?;
+    let claim = T::Claim::claim(&Known::of::<T>(), index, T::NAME).ok_or(StartError::None(T::NAME, index))?;
+    let device = T::start(cpu, claim?, slot)?;
     Ok(slot.device.call_once(|| device))
 }
 

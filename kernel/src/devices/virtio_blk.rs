@@ -7,8 +7,9 @@
 use thiserror::Error;
 
 use super::disk::{self, SectorError};
-use super::pci::{Claim, Function, Id};
+use super::pci::Id;
 use super::slot::{self, BindRefused, Driver, Slot, StartError};
+use super::virtio::claim::VirtioClaim;
 use super::virtio::device::VirtioDevice;
 use super::virtio::queue::{Flow, Segment};
 use super::virtio::requests::{RequestError, RequestFrame, Requests, Ticket, Transfer};
@@ -69,18 +70,19 @@ pub fn blk(cpu: &Cpu, index: usize) -> Result<&'static VirtioBlk, StartError> {
 
 impl Driver for VirtioBlk {
     type Fixed = RwSem<Requests>;
+    type Claim = VirtioClaim;
     const NAME: &'static str = "blk";
     const IDS: &'static [Id] = &[Id { vendor: 0x1af4, device: 0x1042 }];
     const SLOTS: &'static [Slot<Self>] = &SLOTS;
 
-    fn start(cpu: &Cpu, claim: Claim, slot: &'static Slot<Self>) -> Result<Self, StartError> {
+    fn start(cpu: &Cpu, claim: VirtioClaim, slot: &'static Slot<Self>) -> Result<Self, StartError> {
         let device = VirtioDevice::start(cpu, claim, READ_ONLY, slot, &slot.fixed, &slot.arrivals)?;
         let sectors = device.transport().configuration_64(CAPACITY)?;
         Ok(Self { device, sectors })
     }
 
-    fn function(&self) -> &'static Function {
-        self.device.function()
+    fn isolation(&self) -> Result<(), BindRefused> {
+        self.device.isolation()
     }
 
     fn acknowledge(&self) -> bool {

@@ -4,8 +4,9 @@
 
 use spin::Once;
 
-use super::pci::{Claim, Function, Id};
+use super::pci::Id;
 use super::slot::{self, BindRefused, Driver, Slot, StartError};
+use super::virtio::claim::VirtioClaim;
 use super::virtio::device::VirtioDevice;
 use super::virtio::queue::{Flow, Segment};
 use super::virtio::requests::{RequestError, RequestFrame, Requests};
@@ -45,16 +46,17 @@ pub fn seed(cpu: &Cpu) -> Option<[u8; 32]> {
 
 impl Driver for VirtioRng {
     type Fixed = RwSem<Requests>;
+    type Claim = VirtioClaim;
     const NAME: &'static str = "rng";
     const IDS: &'static [Id] = &[Id { vendor: 0x1af4, device: 0x1044 }];
     const SLOTS: &'static [Slot<Self>] = &SLOTS;
 
-    fn start(cpu: &Cpu, claim: Claim, slot: &'static Slot<Self>) -> Result<Self, StartError> {
+    fn start(cpu: &Cpu, claim: VirtioClaim, slot: &'static Slot<Self>) -> Result<Self, StartError> {
         Ok(Self { device: VirtioDevice::start(cpu, claim, 0, slot, &slot.fixed, &slot.arrivals)? })
     }
 
-    fn function(&self) -> &'static Function {
-        self.device.function()
+    fn isolation(&self) -> Result<(), BindRefused> {
+        self.device.isolation()
     }
 
     fn acknowledge(&self) -> bool {

@@ -19,7 +19,7 @@ pub use self::controller::{ControllerError, Identity};
 pub use self::queue::Violation;
 use self::queue::{NvmeCommand, SharedPage};
 use super::disk::{self, SECTOR, SectorError};
-use super::pci::{Claim, Class, Function, Id, InterruptVector, MmioRegion};
+use super::pci::{Claim, Class, Id, InterruptVector, MmioRegion};
 use super::slot::{self, Arrivals, BindRefused, Driver, Slot, StartError};
 use crate::chip::timer::Deadline;
 use crate::iommu::{Coherent, DmaAddress, DmaDevice, DmaError, DmaMask, MAX_TRIES, Resolution};
@@ -98,6 +98,7 @@ pub fn nvme(cpu: &Cpu, index: usize) -> Result<&'static Nvme, StartError> {
 
 impl Driver for Nvme {
     type Fixed = ();
+    type Claim = Claim;
     const NAME: &'static str = "nvme";
     const IDS: &'static [Id] = &[Id { vendor: 0x1b36, device: 0x0010 }];
     /// An NVM Express controller, of whichever make (NVM Express over PCIe Transport Specification 1.0, 3.1.1).
@@ -133,8 +134,8 @@ impl Driver for Nvme {
         }
     }
 
-    fn function(&self) -> &'static Function {
-        self.claim.function()
+    fn isolation(&self) -> Result<(), BindRefused> {
+        Ok(self.claim.isolation()?)
     }
 
     fn acknowledge(&self) -> bool {

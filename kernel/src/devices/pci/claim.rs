@@ -28,7 +28,7 @@ pub struct Claim {
     _hold: Hold,
 }
 
-/// How an interrupt of a function reaches the CPU.
+/// How an interrupt of a device reaches the CPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum InterruptVector {
     /// A message by the table of MSI-X, number `intid` at the interrupt controller.
@@ -43,6 +43,11 @@ pub enum InterruptVector {
     },
     /// The interrupt pin, which others may share.
     Pin {
+        /// Its number at the interrupt controller.
+        intid: u32,
+    },
+    /// The line of a device that is no function.
+    Line {
         /// Its number at the interrupt controller.
         intid: u32,
     },

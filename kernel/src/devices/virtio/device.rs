@@ -13,16 +13,16 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
+use super::claim::VirtioClaim;
 use super::queue::Segment;
 use super::requests::{RequestDeadline, RequestError, RequestFrame, Requests, Ticket, Transfer};
 use super::structures::Windows;
 use super::transport::{Doorbell, Registers, Translation, Transport, TransportError};
 use crate::chip::interrupt::InterruptHandler;
 use crate::chip::timer::Deadline;
-use crate::devices::pci::{Claim, Function, InterruptVector};
-use crate::devices::slot::{self, Arrivals, BindRefused, StartError};
-use crate::iommu::{Coherent, DmaDevice, DmaMask, IsOthers, Resolution};
-use crate::kernel;
+use crate::devices::pci::InterruptVector;
+use crate::devices::slot::{Arrivals, BindRefused, StartError};
+use crate::iommu::{Coherent, DmaDevice, IsOthers, Resolution};
 use crate::sched::relax;
 use crate::sched::{RwSem, WriteGuard};
 use crate::smp::{Cpu, this_cpu};
@@ -48,8 +48,8 @@ pub struct VirtioDevice {
     requests: &'static RwSem<Requests>,
     arrivals: &'static Arrivals,
     resets: AtomicU64,
-    /// Keeps the function, and with it bus mastering and the interrupt.
-    claim: Claim,
+    /// Keeps the device, and with it its interrupt and, of a function, bus mastering.
+    claim: VirtioClaim,
 }
 
 impl VirtioDevice {
@@ -60,22 +60,20 @@ impl VirtioDevice {
     /// [`StartError`].
     pub(in crate::devices) fn start(
         cpu: &Cpu,
-        claim: Claim,
+        claim: VirtioClaim,
         wanted: u64,
         handler: &'static dyn InterruptHandler,
         requests: &'static RwSem<Requests>,
         arrivals: &'static Arrivals,
     ) -> Result<Self, StartError> {
-        let windows = Windows::map(&claim, cpu)?;
-        let dma = claim.attach(cpu, DmaMask::ALL)?;
+        let windows = claim.windows(cpu)?;
+        let dma = claim.attach(cpu)?;
         let translation = if dma.stream().is_some() { Translation::Required } else { Translation::None };
         let transport = Transport::start(windows, translation, wanted)?;
-        let doorbell = slot::doorbell(cpu, &claim, &dma)?;
+        let vector = claim.set_interrupt(cpu, &dma, handler)?;
         // After the calls that may fail and would not give it back.
         let page = dma.alloc_coherent(cpu, PAGE_SIZE)?;
-        claim.set_bus_master(true);
-        let vector = claim.set_interrupt(kernel(), cpu, 0, handler, doorbell);
-        let vector = vector.inspect_err(|error| crate::log::warn!("{error}; it is polled")).ok();
+        claim.set_reaches_memory(&dma, true);
         match Self::set_up(&transport, &page, vector, &mut requests.write()) {
             Ok(doorbell) => {
                 transport.driver_ok();
@@ -92,7 +90,13 @@ impl VirtioDevice {
                 })
             }
             Err(error) => {
-                let ended = end_start(&transport, &claim, error, || dma.free_coherent(cpu, page));
+                let cut_off = || claim.set_reaches_memory(&dma, false);
+                let (ended, is_quiet) = end_start(&transport, error, cut_off);
+                if is_quiet || claim.can_be_cut_off(&dma) {
+                    dma.free_coherent(cpu, page);
+                } else {
+                    crate::log::error!("{claim}: nothing keeps it from memory: the page of its queue stays taken");
+                }
                 Err(ended.into())
             }
         }
@@ -128,9 +132,9 @@ impl VirtioDevice {
         self.vector
     }
 
-    /// The function that it is.
-    pub(in crate::devices) fn function(&self) -> &'static Function {
-        self.claim.function()
+    /// See [`crate::devices::slot::Driver::isolation`].
+    pub(in crate::devices) fn isolation(&self) -> Result<(), BindRefused> {
+        self.claim.isolation()
     }
 
     /// Its way to memory.
@@ -155,7 +159,8 @@ impl VirtioDevice {
 
     /// See [`crate::devices::slot::Driver::acknowledge`].
     pub(in crate::devices) fn acknowledge(&self) -> bool {
-        // A message is this device's alone. A pin may be shared, and stays up until the reason was read.
+        // A message is this device's alone, and of a line the reasons were read. A pin may be shared, and stays up
+        // until the reason was read.
         !matches!(self.vector, Some(InterruptVector::Pin { .. })) || self.transport.interrupt_reason() != 0
     }
 
@@ -215,8 +220,9 @@ impl VirtioDevice {
                 continue;
             }
             drop(requests);
-            let at_most = if self.vector.is_some() { LOOK } else { POLL };
-            if !self.arrivals.wait(seen, at_most) && self.vector.is_some() && self.requests.read().has_some() {
+            let interrupts = self.vector.is_some() && self.claim.is_listened_to();
+            let at_most = if interrupts { LOOK } else { POLL };
+            if !self.arrivals.wait(seen, at_most) && interrupts && self.requests.read().has_some() {
                 self.arrivals.note_missing();
             }
         }
@@ -244,9 +250,10 @@ impl VirtioDevice {
 
     /// Looks after what the device has handed back, and after the device.
     fn attend(&self, requests: &mut WriteGuard<'_, Requests>) {
+        self.claim.attended();
         if !requests.has_some() {
             if self.transport.needs_reset() {
-                crate::log::debug!("virtio device {}: it asks for a reset", self.claim.address());
+                crate::log::debug!("{}: it asks for a reset", self.claim);
                 self.restart(requests);
             }
             return;
@@ -255,7 +262,7 @@ impl VirtioDevice {
             Ok(false) => {}
             Ok(true) => self.transport.notify(self.doorbell),
             Err(error) => {
-                crate::log::error!("virtio device {}: {error}", self.claim.address());
+                crate::log::error!("{}: {error}", self.claim);
                 // It has no chains after this; and the waiters get the error.
                 self.restart_with(requests, |requests| requests.abandon(RequestError::Device(error)));
             }
@@ -284,14 +291,14 @@ impl VirtioDevice {
                 requests.restart(&mut |segment, _| self.resolve(segment, &|_| true));
                 self.dma.forget_refusals();
                 // Off where it did not come back before.
-                self.claim.set_bus_master(true);
+                self.claim.set_reaches_memory(&self.dma, true);
                 self.transport.driver_ok();
                 self.transport.notify(self.doorbell);
             }
             Err(error) => {
-                crate::log::error!("virtio device {}: {error}", self.claim.address());
+                crate::log::error!("{}: {error}", self.claim);
                 // The reset may not have reached it: its access to memory is cut off.
-                self.claim.set_bus_master(false);
+                self.claim.set_reaches_memory(&self.dma, false);
                 requests.abandon(RequestError::Gone(error));
             }
         }
@@ -302,18 +309,16 @@ impl VirtioDevice {
     }
 }
 
-/// Ends a start that failed with `error`: `give_back` runs once the device accesses no memory. Returns `error`, or that
-/// the device does not come out of its reset.
+/// Ends a start that failed with `error`: `cut_off` keeps the device from memory first. Returns `error`, or that the
+/// device does not come out of its reset; and whether it has.
 pub(super) fn end_start<R: Registers>(
     transport: &Transport<R>,
-    claim: &Claim,
     error: TransportError,
-    give_back: impl FnOnce(),
-) -> TransportError {
+    cut_off: impl FnOnce(),
+) -> (TransportError, bool) {
     // A device that ignores the reset is cut off all the same. The reads of its status come back after its earlier
     // writes (PCI Express Base Specification, 2.4.1).
-    claim.set_bus_master(false);
+    cut_off();
     let reset = transport.reset();
-    give_back();
-    reset.err().unwrap_or(error)
+    (reset.err().unwrap_or(error), reset.is_ok())
 }

@@ -15,7 +15,8 @@ use std::ptr::NonNull;
 use std::rc::Rc;
 use std::vec::Vec;
 
-use super::transport::{RegisterGroup, RegisterWidth, Registers};
+use super::transport::{RegisterGroup, RegisterLayout, RegisterWidth, Registers};
+use super::{mmio, structures};
 
 pub(super) const PAGE: usize = 4096;
 
@@ -224,6 +225,8 @@ pub(super) struct ModelDevice {
     pub(super) queue: RefCell<DeviceQueue>,
     pub(super) notified: Cell<u32>,
     pub(super) sizes: Cell<[u64; 4]>,
+    /// The queue stays in use after a reset.
+    pub(super) keeps_queue: Cell<bool>,
 }
 
 impl ModelDevice {
@@ -248,12 +251,13 @@ impl ModelDevice {
             queue: RefCell::default(),
             notified: Cell::new(0),
             sizes: Cell::new([0x38, 0x1000, 1, 8]),
+            keeps_queue: Cell::new(false),
         })
     }
 
     fn reset(&self) {
         self.accepted.set(0);
-        self.enabled.set(false);
+        self.enabled.set(self.keeps_queue.get());
         self.vector.set(0xffff);
         *self.queue.borrow_mut() = DeviceQueue { size: self.most.get(), ..DeviceQueue::default() };
     }
@@ -269,6 +273,35 @@ impl ModelDevice {
     fn half(value: u64, high: u32) -> u32 {
         (value >> (32 * high.min(1))) as u32
     }
+
+    /// The status, or what a stubborn device answers.
+    fn answer_status(&self) -> u8 {
+        if self.stubborn.get() > 0 {
+            self.stubborn.set(self.stubborn.get() - 1);
+            return 0x0f;
+        }
+        self.status.get()
+    }
+
+    fn configuration_word(&self, high: u32) -> u32 {
+        if self.restless.get() > 0 {
+            self.restless.set(self.restless.get() - 1);
+            self.generation.set(self.generation.get().wrapping_add(1));
+            self.configuration.set(self.configuration.get().rotate_left(8));
+        }
+        Self::half(self.configuration.get(), high)
+    }
+
+    fn accept(&self, half: u32) {
+        let mut accepted = self.accepted.get();
+        set_half(&mut accepted, self.selects.get().1 == 1, half);
+        self.accepted.set(accepted);
+    }
+
+    fn notify(&self, queue: u32) {
+        assert!(self.enabled.get() && self.status.get() & 4 != 0 && queue == 0);
+        self.notified.set(self.notified.get() + 1);
+    }
 }
 
 /// Replaces one half of a register.
@@ -278,6 +311,10 @@ fn set_half(value: &mut u64, high: bool, half: u32) {
 }
 
 impl Registers for Rc<ModelDevice> {
+    fn layout(&self) -> &'static RegisterLayout {
+        &structures::LAYOUT
+    }
+
     fn bytes(&self, window: RegisterGroup) -> u64 {
         let [common, notify, interrupt, device] = self.sizes.get();
         match window {
@@ -300,23 +337,13 @@ impl Registers for Rc<ModelDevice> {
             }
             (RegisterGroup::Common, 0x10 | 0x1a, RegisterWidth::Half) => self.vector.get().into(),
             (RegisterGroup::Common, 0x12, RegisterWidth::Half) => self.queues.get().into(),
-            (RegisterGroup::Common, 0x14, RegisterWidth::Byte) if self.stubborn.get() > 0 => {
-                self.stubborn.set(self.stubborn.get() - 1);
-                0x0f
-            }
-            (RegisterGroup::Common, 0x14, RegisterWidth::Byte) => self.status.get().into(),
+            (RegisterGroup::Common, 0x14, RegisterWidth::Byte) => self.answer_status().into(),
             (RegisterGroup::Common, 0x15, RegisterWidth::Byte) => self.generation.get().into(),
             (RegisterGroup::Common, 0x18, RegisterWidth::Half) => self.queue.borrow().size.into(),
+            (RegisterGroup::Common, 0x1c, RegisterWidth::Half) => self.enabled.get().into(),
             (RegisterGroup::Common, 0x1e, RegisterWidth::Half) => self.notify_offset.get().into(),
             (RegisterGroup::Interrupt, 0, RegisterWidth::Byte) => 1,
-            (RegisterGroup::Device, 0 | 4, RegisterWidth::Word) => {
-                if self.restless.get() > 0 {
-                    self.restless.set(self.restless.get() - 1);
-                    self.generation.set(self.generation.get().wrapping_add(1));
-                    self.configuration.set(self.configuration.get().rotate_left(8));
-                }
-                ModelDevice::half(self.configuration.get(), (offset / 4) as u32)
-            }
+            (RegisterGroup::Device, 0 | 4, RegisterWidth::Word) => self.configuration_word((offset / 4) as u32),
             other => panic!("read of {other:?}"),
         }
     }
@@ -329,11 +356,7 @@ impl Registers for Rc<ModelDevice> {
         match (window, offset, width) {
             (RegisterGroup::Common, 0x00, RegisterWidth::Word) => self.selects.set((value, driver_half)),
             (RegisterGroup::Common, 0x08, RegisterWidth::Word) => self.selects.set((device_half, value)),
-            (RegisterGroup::Common, 0x0c, RegisterWidth::Word) => {
-                let mut accepted = self.accepted.get();
-                set_half(&mut accepted, driver_half == 1, value);
-                self.accepted.set(accepted);
-            }
+            (RegisterGroup::Common, 0x0c, RegisterWidth::Word) => self.accept(value),
             (RegisterGroup::Common, 0x10 | 0x1a, RegisterWidth::Half) => self.vector.set(vector),
             (RegisterGroup::Common, 0x14, RegisterWidth::Byte) => {
                 drop(queue);
@@ -351,11 +374,73 @@ impl Registers for Rc<ModelDevice> {
             (RegisterGroup::Common, 0x30 | 0x34, RegisterWidth::Word) => {
                 set_half(&mut queue.used, offset == 0x34, value)
             }
-            (RegisterGroup::Notify, _, RegisterWidth::Half) => {
-                assert!(self.enabled.get() && self.status.get() & 4 != 0 && value == 0);
-                self.notified.set(self.notified.get() + 1);
-            }
+            (RegisterGroup::Notify, _, RegisterWidth::Half) => self.notify(value),
             other => panic!("write of {other:?}"),
+        }
+    }
+}
+
+/// A device that is no function (4.2.2): the same one, with its registers in one group, each a word.
+#[derive(Clone)]
+pub(super) struct ModelNode {
+    pub(super) device: Rc<ModelDevice>,
+    /// Bytes of registers.
+    pub(super) bytes: u64,
+    /// Descriptors that its queue may have.
+    pub(super) most: u32,
+}
+
+impl Registers for ModelNode {
+    fn layout(&self) -> &'static RegisterLayout {
+        &mmio::LAYOUT
+    }
+
+    fn bytes(&self, window: RegisterGroup) -> u64 {
+        match window {
+            RegisterGroup::Common => self.bytes,
+            RegisterGroup::Device => self.device.sizes.get()[3],
+            _ => 0,
+        }
+    }
+
+    fn notify_multiplier(&self) -> u32 {
+        panic!("there is one place for all queues")
+    }
+
+    fn read(&self, window: RegisterGroup, offset: u64, width: RegisterWidth) -> u32 {
+        let device = &self.device;
+        match (window, offset, width) {
+            (RegisterGroup::Common, 0x10, RegisterWidth::Word) => {
+                ModelDevice::half(device.offered.get(), device.selects.get().0)
+            }
+            (RegisterGroup::Common, 0x34, RegisterWidth::Word) => self.most,
+            (RegisterGroup::Common, 0x44, RegisterWidth::Word) => device.enabled.get().into(),
+            (RegisterGroup::Common, 0x70, RegisterWidth::Word) => device.answer_status().into(),
+            (RegisterGroup::Common, 0xfc, RegisterWidth::Word) => device.generation.get().into(),
+            (RegisterGroup::Device, 0 | 4, RegisterWidth::Word) => device.configuration_word((offset / 4) as u32),
+            other => panic!("read of {other:?}"),
+        }
+    }
+
+    fn write(&self, window: RegisterGroup, offset: u64, width: RegisterWidth, value: u32) {
+        let (device, (device_half, driver_half)) = (&self.device, self.device.selects.get());
+        assert_eq!((window, width), (RegisterGroup::Common, RegisterWidth::Word));
+        let part = |part: fn(&mut DeviceQueue) -> &mut u64, high| {
+            set_half(part(&mut device.queue.borrow_mut()), high, value);
+        };
+        match offset {
+            0x14 => device.selects.set((value, driver_half)),
+            0x24 => device.selects.set((device_half, value)),
+            0x20 => device.accept(value),
+            0x30 => assert_eq!(value, 0, "it has one queue"),
+            0x38 => device.queue.borrow_mut().size = value as u16,
+            0x44 => device.enabled.set(value == 1),
+            0x50 => device.notify(value),
+            0x70 => device.store_status(value as u8),
+            0x80 | 0x84 => part(|queue| &mut queue.descriptors, offset == 0x84),
+            0x90 | 0x94 => part(|queue| &mut queue.available, offset == 0x94),
+            0xa0 | 0xa4 => part(|queue| &mut queue.used, offset == 0xa4),
+            other => panic!("write of {other:#x}"),
         }
     }
 }

@@ -1,11 +1,33 @@
-//! Where a device's registers are: vendor capabilities in configuration space (Virtual I/O Device, version 1.2, 4.1.4).
+//! Where a device behind PCI has its registers: vendor capabilities in configuration space (Virtual I/O Device, version
+//! 1.2, 4.1.4).
 //!
 //! Their contents are input: a capability of a kind that is not known, or in a base address register that there cannot
 //! be, is passed over, and of each kind the first counts (4.1.4.1).
 
-use super::transport::{RegisterGroup, RegisterWidth, Registers};
+use super::transport::RegisterWidth::{Byte, Half, Word};
+use super::transport::{Notification, Register, RegisterGroup, RegisterLayout, RegisterWidth, Registers};
 use crate::devices::pci::{Claim, MmioRegion, PciError, capability::PciCapability};
 use crate::{kernel, smp::Cpu};
+
+/// Where the fields of struct virtio_pci_common_cfg are (4.1.4.3).
+pub(super) static LAYOUT: RegisterLayout = RegisterLayout {
+    groups: &[(RegisterGroup::Common, 0x38), (RegisterGroup::Notify, 2), (RegisterGroup::Interrupt, 1)],
+    device_feature_select: Register(0x00, Word),
+    device_feature: Register(0x04, Word),
+    driver_feature_select: Register(0x08, Word),
+    driver_feature: Register(0x0c, Word),
+    queues: Some(Register(0x12, Half)),
+    status: Register(0x14, Byte),
+    generation: Register(0x15, Byte),
+    queue_select: Register(0x16, Half),
+    // One register: the device's most until the driver writes it.
+    queue_most: Register(0x18, Half),
+    queue_size: Register(0x18, Half),
+    queue_enable: Register(0x1c, Half),
+    queue_parts: [0x20, 0x28, 0x30],
+    vectors: Some([Register(0x1a, Half), Register(0x10, Half)]),
+    notification: Notification::OfQueue(Register(0x1e, Half)),
+};
 
 /// A group of registers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,11 +93,12 @@ pub struct Windows {
     /// In the order of [`RegisterGroup`].
     regions: [Option<MmioRegion>; 4],
     multiplier: u32,
+    layout: &'static RegisterLayout,
 }
 
 impl Windows {
-    /// Maps what the capabilities of `claim` name. A group that is not inside its base address register is left out, as
-    /// if there were none.
+    /// Maps what the capabilities of `claim`, a function's, name. A group that is not inside its base address register
+    /// is left out, as if there were none.
     ///
     /// # Errors
     /// A base address register cannot be mapped.
@@ -93,7 +116,12 @@ impl Windows {
                 *region = all.part(offset.into(), bytes.into());
             }
         }
-        Ok(Self { regions, multiplier })
+        Ok(Self { regions, multiplier, layout: &LAYOUT })
+    }
+
+    /// Those of a device without capabilities: `common`, of `layout`, with the place to notify it at, and `device`.
+    pub(super) fn of(common: Option<MmioRegion>, device: Option<MmioRegion>, layout: &'static RegisterLayout) -> Self {
+        Self { regions: [common, None, None, device], multiplier: 0, layout }
     }
 
     fn region(&self, window: RegisterGroup) -> Option<&MmioRegion> {
@@ -102,6 +130,10 @@ impl Windows {
 }
 
 impl Registers for Windows {
+    fn layout(&self) -> &'static RegisterLayout {
+        self.layout
+    }
+
     fn bytes(&self, window: RegisterGroup) -> u64 {
         self.region(window).map_or(0, MmioRegion::bytes)
     }
@@ -109,18 +141,18 @@ impl Registers for Windows {
     fn read(&self, window: RegisterGroup, offset: u64, width: RegisterWidth) -> u32 {
         let Some(region) = self.region(window) else { return 0 };
         match width {
-            RegisterWidth::Byte => region.read8(offset).into(),
-            RegisterWidth::Half => region.read16(offset).into(),
-            RegisterWidth::Word => region.read32(offset),
+            Byte => region.read8(offset).into(),
+            Half => region.read16(offset).into(),
+            Word => region.read32(offset),
         }
     }
 
     fn write(&self, window: RegisterGroup, offset: u64, width: RegisterWidth, value: u32) {
         let Some(region) = self.region(window) else { return };
         match width {
-            RegisterWidth::Byte => region.write8(offset, value as u8),
-            RegisterWidth::Half => region.write16(offset, value as u16),
-            RegisterWidth::Word => region.write32(offset, value),
+            Byte => region.write8(offset, value as u8),
+            Half => region.write16(offset, value as u16),
+            Word => region.write32(offset, value),
         }
     }
 

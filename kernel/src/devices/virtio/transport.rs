@@ -1,8 +1,9 @@
-//! The registers of a virtio device behind PCI (Virtual I/O Device, version 1.2: 3.1, 4.1.4.3): status, features,
-//! queues, interrupts, configuration.
+//! The registers of a virtio device (Virtual I/O Device, version 1.2: 3.1): status, features, queues, interrupts,
+//! configuration.
 //!
-//! Generic over the way to the registers, so that it runs against a model of them on the host. Their values are not
-//! relied on where they could do harm: sizes, vectors and offsets are checked, and nothing is waited for without end.
+//! All transports have the registers, each at places of its own: its [`RegisterLayout`]. Generic over the way to them,
+//! so that it runs against models of them on the host. Their values are not relied on where they could do harm: sizes,
+//! vectors and offsets are checked, and nothing is waited for without end.
 
 use thiserror::Error;
 
@@ -30,36 +31,63 @@ mod status {
     pub(super) const FAILED: u8 = 128;
 }
 
-/// Where the fields of struct virtio_pci_common_cfg are.
-mod common {
-    pub(super) const DEVICE_FEATURE_SELECT: u64 = 0x00;
-    pub(super) const DEVICE_FEATURE: u64 = 0x04;
-    pub(super) const DRIVER_FEATURE_SELECT: u64 = 0x08;
-    pub(super) const DRIVER_FEATURE: u64 = 0x0c;
-    pub(super) const CONFIG_VECTOR: u64 = 0x10;
-    pub(super) const QUEUES: u64 = 0x12;
-    pub(super) const STATUS: u64 = 0x14;
-    pub(super) const GENERATION: u64 = 0x15;
-    pub(super) const QUEUE_SELECT: u64 = 0x16;
-    pub(super) const QUEUE_SIZE: u64 = 0x18;
-    pub(super) const QUEUE_VECTOR: u64 = 0x1a;
-    pub(super) const QUEUE_ENABLE: u64 = 0x1c;
-    pub(super) const QUEUE_NOTIFY_OFFSET: u64 = 0x1e;
-    pub(super) const QUEUE_DESCRIPTORS: u64 = 0x20;
-    pub(super) const QUEUE_DRIVER: u64 = 0x28;
-    pub(super) const QUEUE_DEVICE: u64 = 0x30;
-    /// Bytes up to here.
-    pub(super) const BYTES: u64 = 0x38;
+/// A register: where it is in its group, and how wide.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Register(pub u64, pub RegisterWidth);
+
+/// Where a transport has the registers that all virtio devices have: those without a group in
+/// [`RegisterGroup::Common`].
+#[derive(Debug)]
+pub struct RegisterLayout {
+    /// The groups that it cannot do without, and bytes in each.
+    pub groups: &'static [(RegisterGroup, u64)],
+    /// Which half of the device's features is read.
+    pub device_feature_select: Register,
+    /// That half.
+    pub device_feature: Register,
+    /// Which half of the driver's features is written.
+    pub driver_feature_select: Register,
+    /// That half.
+    pub driver_feature: Register,
+    /// How many queues there are, where a register has it.
+    pub queues: Option<Register>,
+    /// The device status.
+    pub status: Register,
+    /// Changes with the configuration.
+    pub generation: Register,
+    /// The queue that the further ones are of.
+    pub queue_select: Register,
+    /// Reads as the most descriptors that it may have; 0 for no queue.
+    pub queue_most: Register,
+    /// How many it has.
+    pub queue_size: Register,
+    /// Whether it is in use.
+    pub queue_enable: Register,
+    /// Where its three parts are: the lower half of each, which the upper one follows.
+    pub queue_parts: [u64; 3],
+    /// The vectors of MSI-X for queues and for changes of the configuration, where there are any.
+    pub vectors: Option<[Register; 2]>,
+    /// Where the device is notified.
+    pub notification: Notification,
 }
 
-/// A group of registers, each somewhere in a BAR (4.1.4).
+/// Where a device is notified of a queue, by the queue's number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Notification {
+    /// At an offset in [`RegisterGroup::Notify`] that this register has for each queue (4.1.4.4).
+    OfQueue(Register),
+    /// In this register, for all.
+    At(Register),
+}
+
+/// A group of registers. Of PCI each is somewhere in a BAR (4.1.4).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RegisterGroup {
     /// Registers that all virtio devices have.
     Common,
     /// The register that a driver stores to so that the device looks at a queue.
     Notify,
-    /// Why it interrupted; a read deasserts the line.
+    /// Of PCI: why it interrupted; a read deasserts the line.
     Interrupt,
     /// Registers that devices of this kind have.
     Device,
@@ -78,6 +106,8 @@ pub enum RegisterWidth {
 
 /// The way to a device's registers.
 pub trait Registers {
+    /// Where they are.
+    fn layout(&self) -> &'static RegisterLayout;
     /// Bytes in a window; 0 where the device has none.
     fn bytes(&self, window: RegisterGroup) -> u64;
     /// Reads a register inside the window.
@@ -109,6 +139,9 @@ pub enum TransportError {
     /// A queue that this kind of device has is not there.
     #[error("the device has no queue {0}")]
     NoQueue(u16),
+    /// A reset did not take it out of use.
+    #[error("queue {0} of the device is in use after the device's reset")]
+    QueueInUse(u16),
     /// The place to notify a queue at is outside the window, or no place for 16 bits.
     #[error("queue {0} is to be notified where there is no register")]
     NotifyOutside(u16),
@@ -123,6 +156,7 @@ pub enum TransportError {
 /// A device's registers, with the device on its way to work or at it.
 pub struct Transport<R> {
     registers: R,
+    layout: &'static RegisterLayout,
     features: u64,
 }
 
@@ -130,7 +164,8 @@ pub struct Transport<R> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Doorbell {
     queue: u16,
-    offset: u64,
+    group: RegisterGroup,
+    register: Register,
 }
 
 /// The device's relation to an SMMU.
@@ -149,14 +184,11 @@ impl<R: Registers> Transport<R> {
     /// # Errors
     /// [`TransportError`]; the device's FAILED status is set, where it was accessed.
     pub fn start(registers: R, translation: Translation, wanted: u64) -> Result<Self, TransportError> {
-        for (window, bytes) in
-            [(RegisterGroup::Common, common::BYTES), (RegisterGroup::Notify, 2), (RegisterGroup::Interrupt, 1)]
-        {
-            if registers.bytes(window) < bytes {
-                return Err(TransportError::NoRegisters(window));
-            }
+        let layout = registers.layout();
+        if let Some(&(group, _)) = layout.groups.iter().find(|(group, bytes)| registers.bytes(*group) < *bytes) {
+            return Err(TransportError::NoRegisters(group));
         }
-        let mut transport = Self { registers, features: 0 };
+        let mut transport = Self { registers, layout, features: 0 };
         transport.features = transport.agree(translation, wanted).inspect_err(|_| transport.fail())?;
         Ok(transport)
     }
@@ -183,8 +215,8 @@ impl<R: Registers> Transport<R> {
         }
         let features = offered & (wanted | VERSION_1 | ACCESS_PLATFORM);
         for half in 0..2_u32 {
-            self.write(common::DRIVER_FEATURE_SELECT, RegisterWidth::Word, half);
-            self.write(common::DRIVER_FEATURE, RegisterWidth::Word, (features >> (32 * half)) as u32);
+            self.write(self.layout.driver_feature_select, half);
+            self.write(self.layout.driver_feature, (features >> (32 * half)) as u32);
         }
         self.add_status(status::FEATURES_OK);
         if self.status() & status::FEATURES_OK == 0 {
@@ -198,7 +230,7 @@ impl<R: Registers> Transport<R> {
     /// # Errors
     /// [`TransportError::NoReset`].
     pub fn reset(&self) -> Result<(), TransportError> {
-        self.write(common::STATUS, RegisterWidth::Byte, 0);
+        self.write(self.layout.status, 0);
         for _ in 0..RESET_READS {
             if self.status() == 0 {
                 return Ok(());
@@ -218,12 +250,16 @@ impl<R: Registers> Transport<R> {
     /// # Errors
     /// [`TransportError::NoQueue`].
     pub fn queue_size(&self, index: u16) -> Result<u16, TransportError> {
-        let none = TransportError::NoQueue(index);
-        if u32::from(index) >= self.read(common::QUEUES, RegisterWidth::Half) {
+        let (none, layout) = (TransportError::NoQueue(index), self.layout);
+        if layout.queues.is_some_and(|queues| u32::from(index) >= self.read(queues)) {
             return Err(none);
         }
-        self.write(common::QUEUE_SELECT, RegisterWidth::Half, index.into());
-        VirtQueue::size_for(self.read(common::QUEUE_SIZE, RegisterWidth::Half) as u16).ok_or(none)
+        self.write(layout.queue_select, index.into());
+        if self.read(layout.queue_enable) != 0 {
+            return Err(TransportError::QueueInUse(index));
+        }
+        let most = u16::try_from(self.read(layout.queue_most)).unwrap_or(u16::MAX);
+        VirtQueue::size_for(most).ok_or(none)
     }
 
     /// Gives the device queue `index`, of `size` descriptors, whose page it finds at `page`, and has it interrupt by
@@ -238,27 +274,40 @@ impl<R: Registers> Transport<R> {
         page: u64,
         vector: Option<u16>,
     ) -> Result<Doorbell, TransportError> {
-        self.write(common::QUEUE_SELECT, RegisterWidth::Half, index.into());
-        let steps = u64::from(self.read(common::QUEUE_NOTIFY_OFFSET, RegisterWidth::Half) as u16);
-        let offset = steps * u64::from(self.registers.notify_multiplier());
-        if !offset.is_multiple_of(2) || offset + 2 > self.registers.bytes(RegisterGroup::Notify) {
-            return Err(TransportError::NotifyOutside(index));
-        }
+        let layout = self.layout;
+        self.write(layout.queue_select, index.into());
+        let doorbell = self.doorbell(index)?;
         let Parts { descriptors, driver, device } = Parts::at(page);
-        self.write(common::QUEUE_SIZE, RegisterWidth::Half, size.into());
-        self.write_64(common::QUEUE_DESCRIPTORS, descriptors);
-        self.write_64(common::QUEUE_DRIVER, driver);
-        self.write_64(common::QUEUE_DEVICE, device);
+        self.write(layout.queue_size, size.into());
+        for (offset, part) in layout.queue_parts.into_iter().zip([descriptors, driver, device]) {
+            self.write_64(offset, part);
+        }
         if let Some(vector) = vector {
-            for register in [common::QUEUE_VECTOR, common::CONFIG_VECTOR] {
-                self.write(register, RegisterWidth::Half, vector.into());
-                if self.read(register, RegisterWidth::Half) as u16 == NO_VECTOR {
+            for register in layout.vectors.ok_or(TransportError::NoVector(vector))? {
+                self.write(register, vector.into());
+                if self.read(register) as u16 == NO_VECTOR {
                     return Err(TransportError::NoVector(vector));
                 }
             }
         }
-        self.write(common::QUEUE_ENABLE, RegisterWidth::Half, 1);
-        Ok(Doorbell { queue: index, offset })
+        self.write(layout.queue_enable, 1);
+        Ok(doorbell)
+    }
+
+    /// Where to notify the device of queue `index`, which is selected.
+    fn doorbell(&self, index: u16) -> Result<Doorbell, TransportError> {
+        let steps = match self.layout.notification {
+            Notification::At(register) => {
+                return Ok(Doorbell { queue: index, group: RegisterGroup::Common, register });
+            }
+            Notification::OfQueue(offset) => u64::from(self.read(offset) as u16),
+        };
+        let offset = steps * u64::from(self.registers.notify_multiplier());
+        if !offset.is_multiple_of(2) || offset + 2 > self.registers.bytes(RegisterGroup::Notify) {
+            return Err(TransportError::NotifyOutside(index));
+        }
+        let register = Register(offset, RegisterWidth::Half);
+        Ok(Doorbell { queue: index, group: RegisterGroup::Notify, register })
     }
 
     /// Lets the device begin: its queues are set up.
@@ -278,10 +327,11 @@ impl<R: Registers> Transport<R> {
 
     /// Has the device look at its queue. It sees all earlier stores: [`VirtQueue::submit`] has seen to that.
     pub fn notify(&self, doorbell: Doorbell) {
-        self.registers.write(RegisterGroup::Notify, doorbell.offset, RegisterWidth::Half, doorbell.queue.into());
+        let Doorbell { queue, group, register: Register(offset, width) } = doorbell;
+        self.registers.write(group, offset, width, queue.into());
     }
 
-    /// Why the device interrupted by its line, which it deasserts: 0 where it was another's.
+    /// Of PCI: why the device interrupted by its pin, which it deasserts: 0 where it was another's.
     pub fn interrupt_reason(&self) -> u8 {
         self.registers.read(RegisterGroup::Interrupt, 0, RegisterWidth::Byte) as u8
     }
@@ -295,7 +345,7 @@ impl<R: Registers> Transport<R> {
         if offset.checked_add(8).is_none_or(|end| end > self.registers.bytes(RegisterGroup::Device)) {
             return Err(TransportError::NoConfiguration(offset));
         }
-        let generation = || self.read(common::GENERATION, RegisterWidth::Byte);
+        let generation = || self.read(self.layout.generation);
         let read = |at| u64::from(self.registers.read(RegisterGroup::Device, at, RegisterWidth::Word));
         for _ in 0..TRIES {
             let before = generation();
@@ -309,31 +359,31 @@ impl<R: Registers> Transport<R> {
 
     fn offered(&self) -> u64 {
         let half = |half: u32| {
-            self.write(common::DEVICE_FEATURE_SELECT, RegisterWidth::Word, half);
-            u64::from(self.read(common::DEVICE_FEATURE, RegisterWidth::Word))
+            self.write(self.layout.device_feature_select, half);
+            u64::from(self.read(self.layout.device_feature))
         };
         half(0) | half(1) << 32
     }
 
     fn status(&self) -> u8 {
-        self.read(common::STATUS, RegisterWidth::Byte) as u8
+        self.read(self.layout.status) as u8
     }
 
     fn add_status(&self, bits: u8) {
-        self.write(common::STATUS, RegisterWidth::Byte, u32::from(self.status() | bits));
+        self.write(self.layout.status, u32::from(self.status() | bits));
     }
 
-    fn read(&self, offset: u64, width: RegisterWidth) -> u32 {
+    fn read(&self, Register(offset, width): Register) -> u32 {
         self.registers.read(RegisterGroup::Common, offset, width)
     }
 
-    fn write(&self, offset: u64, width: RegisterWidth, value: u32) {
+    fn write(&self, Register(offset, width): Register, value: u32) {
         self.registers.write(RegisterGroup::Common, offset, width, value);
     }
 
-    /// The 64-bit registers are written in two halves (4.1.3.1).
+    /// The 64-bit registers are written in two halves (4.1.3.1, 4.2.2).
     fn write_64(&self, offset: u64, value: u64) {
-        self.write(offset, RegisterWidth::Word, value as u32);
-        self.write(offset + 4, RegisterWidth::Word, (value >> 32) as u32);
+        self.write(Register(offset, RegisterWidth::Word), value as u32);
+        self.write(Register(offset + 4, RegisterWidth::Word), (value >> 32) as u32);
     }
 }

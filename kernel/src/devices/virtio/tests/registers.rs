@@ -5,7 +5,7 @@ extern crate std;
 use std::rc::Rc;
 
 use super::super::device::end_start;
-use super::super::model::ModelDevice;
+use super::super::model::{ModelDevice, ModelNode};
 use super::super::queue::Parts;
 use super::super::transport::{
     ACCESS_PLATFORM, Doorbell, RegisterGroup, Translation, Transport, TransportError, VERSION_1,
@@ -81,6 +81,7 @@ fn each_reason_has_a_name() {
     assert_eq!(refused(&|device| device.queues.set(0)), Some(TransportError::NoQueue(0)));
     assert_eq!(refused(&|device| device.most.set(0)), Some(TransportError::NoQueue(0)));
     assert_eq!(refused(&|device| device.vectors.set(0)), Some(TransportError::NoVector(0)));
+    assert_eq!(refused(&|device| device.keeps_queue.set(true)), Some(TransportError::QueueInUse(0)));
     for (offset, multiplier) in [(1, 0x1000), (u16::MAX, u32::MAX), (1, 3), (0x7ff, 2)] {
         let prepare = |device: &ModelDevice| {
             device.notify_offset.set(offset);
@@ -98,6 +99,68 @@ fn each_reason_has_a_name() {
     }
 }
 
+/// A device that is no function: its queue has up to `most` descriptors.
+fn node(most: u32) -> ModelNode {
+    ModelNode { device: ModelDevice::new(), bytes: 0x100, most }
+}
+
+fn start_node(node: &ModelNode) -> Result<Transport<ModelNode>, TransportError> {
+    Transport::start(node.clone(), Translation::Required, 0x81)
+}
+
+#[test]
+fn a_device_that_is_no_function_is_brought_up_alike() {
+    for (most, size) in [(1024, 64), (64, 64), (6, 4), (1, 1), (0x1_0000, 64), (!0, 64)] {
+        let node = node(most);
+        let (device, transport) = (&node.device, start_node(&node).unwrap());
+        assert_eq!((transport.features(), device.status.get()), (VERSION_1 | ACCESS_PLATFORM | 0x81, 0xb));
+        assert_eq!((device.accepted.get(), transport.queue_size(0)), (transport.features(), Ok(size)));
+        let doorbell = transport.set_up_queue(0, size, 0x12_4000_0000, None).unwrap();
+        let Parts { descriptors, driver, device: used } = Parts::at(0x12_4000_0000);
+        {
+            let told = device.queue.borrow();
+            assert_eq!((told.descriptors, told.available, told.used, told.size), (descriptors, driver, used, size));
+        }
+        transport.driver_ok();
+        transport.notify(doorbell);
+        assert_eq!((device.enabled.get(), device.status.get(), device.notified.get()), (true, 0xf, 1));
+        assert_eq!(transport.restart(), Ok(()));
+        assert!(!device.enabled.get());
+        assert_eq!(transport.set_up_queue(0, size, 0, Some(0)), Err(TransportError::NoVector(0)), "it has a line");
+    }
+}
+
+#[test]
+fn a_device_that_is_no_function_is_refused_for_the_same_reasons() {
+    let refused = |most, prepare: &dyn Fn(&mut ModelNode)| {
+        let mut node = node(most);
+        prepare(&mut node);
+        start_node(&node).and_then(|transport| transport.queue_size(0)).err()
+    };
+    assert_eq!(refused(64, &|_| ()), None);
+    assert_eq!(refused(0, &|_| ()), Some(TransportError::NoQueue(0)));
+    assert_eq!(refused(64, &|node| node.device.offered.set(VERSION_1)), Some(TransportError::PassesBy));
+    assert_eq!(refused(64, &|node| node.device.offered.set(ACCESS_PLATFORM)), Some(TransportError::Legacy));
+    let agreed = VERSION_1 | ACCESS_PLATFORM | 0x81;
+    assert_eq!(refused(64, &|node| node.device.refuses.set(1)), Some(TransportError::FeaturesRefused(agreed)));
+    assert_eq!(refused(64, &|node| node.device.stubborn.set(3)), None, "a reset may take its time");
+    assert_eq!(refused(64, &|node| node.device.stubborn.set(u32::MAX)), Some(TransportError::NoReset(0xf)));
+    assert_eq!(refused(64, &|node| node.device.keeps_queue.set(true)), Some(TransportError::QueueInUse(0)));
+    let short = Some(TransportError::NoRegisters(RegisterGroup::Common));
+    assert_eq!(refused(64, &|node| node.bytes = 0xff), short);
+}
+
+#[test]
+fn the_configuration_of_a_device_that_is_no_function_is_read_in_one_piece() {
+    let node = node(64);
+    let transport = start_node(&node).unwrap();
+    node.device.restless.set(5);
+    assert_eq!(transport.configuration_64(0), Ok(node.device.configuration.get()));
+    node.device.restless.set(u32::MAX);
+    assert_eq!(transport.configuration_64(0), Err(TransportError::NoConfiguration(0)));
+    assert_eq!(transport.configuration_64(8), Err(TransportError::NoConfiguration(8)));
+}
+
 #[test]
 fn a_device_that_is_started_again_has_to_agree_to_the_same() {
     let device = ModelDevice::new();
@@ -109,7 +172,7 @@ fn a_device_that_is_started_again_has_to_agree_to_the_same() {
     assert_eq!(transport.restart(), Err(TransportError::FeaturesRefused(transport.features())));
 }
 
-/// Its page is given back whether it takes the reset or not, and it accesses no memory then.
+/// Whether it takes the reset or not, it accesses no memory when its page is given back.
 #[test]
 fn a_device_that_failed_to_start_is_cut_off_before_its_page_is_given_back() {
     const COMMAND: u16 = 4;
@@ -120,13 +183,12 @@ fn a_device_that_failed_to_start_is_cut_off_before_its_page_is_given_back() {
         let transport = start(&device).unwrap();
         claim.set_bus_master(true);
         device.stubborn.set(stubborn);
-        let mut given_back = 0;
-        let ended = end_start(&transport, &claim, no_queue, || {
-            given_back += 1;
-            assert_eq!(claim.read_config16(COMMAND).unwrap() & BUS_MASTER, 0);
-            assert_eq!(device.status.get(), 0, "it was reset before");
+        let (ended, is_quiet) = end_start(&transport, no_queue, || {
+            assert_ne!(device.status.get(), 0, "it is cut off before its reset");
+            claim.set_bus_master(false);
         });
-        assert_eq!((ended, given_back), (expected, 1));
+        assert_eq!(claim.read_config16(COMMAND).unwrap() & BUS_MASTER, 0);
+        assert_eq!((ended, is_quiet, device.status.get()), (expected, stubborn == 0, 0));
     }
 }
 
