@@ -54,6 +54,36 @@ fn lines(machine: &Machine) -> String {
     lines
 }
 
+/// Devices that are no PCI functions, on GICv2 and GICv3, and behind the caches or not: without `dma-coherent` the tree
+/// would be another one, which `device_trees` has.
+#[test]
+fn virtio_devices_that_are_no_functions_move_data() {
+    for name in ["mmio", "mmio-gicv3"] {
+        let machine = machine::named(name).unwrap();
+        let text = format!("{}lspci\n", lines(&machine));
+        let (wrong, session) = run(&machine, &text);
+        assert!(wrong.is_empty(), "{name}: {wrong:?}\n{session}");
+        for kind in ["1af4:1042, interrupt ", "1af4:1044, interrupt "] {
+            let line = session.lines().find(|line| line.starts_with("virtio device at 0x") && line.contains(kind));
+            assert!(line.is_some_and(|line| line.contains(", in use by ")), "{name}, {kind}:\n{session}");
+        }
+    }
+}
+
+/// QEMU's devices are legacy ones unless told otherwise, and the empty places beside them are of that version too.
+#[test]
+fn a_legacy_virtio_device_is_refused_by_its_version() {
+    let legacy: [OsString; 2] = ["-device".into(), "virtio-rng-device".into()];
+    let machine = Machine { devices: Vec::new(), ..machine::named("a53").unwrap() };
+    let (wrong, session) = run_with(&machine, "", &legacy, "vmalloc 1\n! rng $ 8\nlog\n");
+    assert!(wrong.is_empty(), "{wrong:?}\n{session}");
+    let warnings: Vec<&str> = session.lines().filter(|line| line.contains("virtio device at ")).collect();
+    let expected =
+        "version 1, a legacy device, is not driven; version 2 is (QEMU: -global virtio-mmio.force-legacy=false)";
+    assert!(!warnings.is_empty() && warnings.iter().all(|line| line.contains(expected)), "{session}");
+    assert!(session.contains("the machine has no rng of number 0"), "{session}");
+}
+
 #[test]
 fn each_machines_devices_move_data_and_what_it_does_not_have_is_refused() {
     for machine in machine::all().unwrap().into_iter().filter(|machine| !machine.is_variant()) {

@@ -1,4 +1,4 @@
-//! Devices on a machine's PCI Express: machines.toml names them, QEMU wants them at length.
+//! Devices of a machine, most on its PCI Express: machines.toml names them, QEMU wants them at length.
 //!
 //! A name that stands here for more is followed by options or by nothing; any other is QEMU's own, as after its
 //! `-device`. The disks of all machines have the same contents ([`sector`]), and nothing that a machine writes to them
@@ -11,16 +11,22 @@ use std::path::{Path, PathBuf};
 
 /// Names, and what QEMU calls these devices, with the options that they cannot do without here: the SMMU in front of
 /// virtio devices too, no ROMs, which distributions package apart, and no end to edu's addresses.
-const SHORT: [(&str, &str); 4] = [
+const SHORT: [(&str, &str); 6] = [
     ("edu", "edu,dma_mask=0xffffffffffffffff"),
     ("virtio-rng", "virtio-rng-pci,iommu_platform=on,disable-legacy=on,romfile="),
     ("virtio-blk", "virtio-blk-pci,iommu_platform=on,disable-legacy=on,romfile="),
+    ("virtio-rng-mmio", "virtio-rng-device"),
+    ("virtio-blk-mmio", "virtio-blk-device"),
     ("nvme", "nvme,serial=granule"),
 ];
 /// No register has how many bits of an address edu puts out: a boot argument does, for the options above.
 const EDU_BOOTARGS: &str = "edu.dma_bits=64";
 /// Those of them that want a disk.
-const WITH_DISK: [&str; 2] = ["virtio-blk", "nvme"];
+const WITH_DISK: [&str; 3] = ["virtio-blk", "virtio-blk-mmio", "nvme"];
+/// How the name ends of a device that is on no PCI Express, but at a place that the device tree has.
+const IN_MEMORY: &str = "-mmio";
+/// These places have legacy devices else.
+const MODERN: [&str; 2] = ["-global", "virtio-mmio.force-legacy=false"];
 
 /// Bytes of a sector, and how many a disk has.
 pub const SECTOR: usize = 512;
@@ -39,9 +45,27 @@ pub fn name(device: &str) -> &str {
     device.split_once(',').map_or(device, |(name, _)| name)
 }
 
+/// What a device is to its users, wherever it is: its name without options and place.
+pub fn kind(device: &str) -> &str {
+    name(device).trim_end_matches(IN_MEMORY)
+}
+
+/// Whether it is on no PCI Express.
+pub fn is_in_memory(device: &str) -> bool {
+    name(device).ends_with(IN_MEMORY)
+}
+
+/// The names of those on PCI Express, with commas between them.
+pub(crate) fn on_pci(devices: &[String]) -> String {
+    devices.iter().filter(|device| !is_in_memory(device)).map(|device| name(device)).collect::<Vec<_>>().join(",")
+}
+
 /// QEMU's arguments for these devices; `disk` is where the contents of their disks are.
 pub(crate) fn arguments(devices: &[String], disk: &Path) -> Vec<OsString> {
     let mut arguments = Vec::new();
+    if devices.iter().any(|device| is_in_memory(device)) {
+        arguments.extend(MODERN.map(OsString::from));
+    }
     for (index, device) in devices.iter().enumerate() {
         let name = name(device);
         let options = &device[name.len()..];
@@ -88,7 +112,7 @@ pub(crate) fn make_disk(devices: &[String], disk: &Path) -> io::Result<()> {
 mod tests {
     use std::path::Path;
 
-    use super::{arguments, name, sector};
+    use super::{arguments, kind, name, sector};
 
     #[test]
     fn short_names_get_what_they_need_and_others_are_left_alone() {
@@ -102,6 +126,9 @@ mod tests {
              -device pcie-root-port,id=port"
         );
         assert_eq!(devices.each_ref().map(|device| name(device)), ["virtio-blk", "virtio-rng", "pcie-root-port"]);
+        let line = arguments(&["virtio-rng-mmio".into()], Path::new("")).join(" ".as_ref());
+        assert_eq!(line.to_str().unwrap(), "-global virtio-mmio.force-legacy=false -device virtio-rng-device");
+        assert_eq!(["virtio-rng-mmio", "nvme,bus=b"].map(kind), ["virtio-rng", "nvme"]);
     }
 
     #[test]

@@ -60,7 +60,7 @@ pub struct Machine {
     pub memory: String,
     /// The memory that its tests touch, where that is not all: no more is taken from the host.
     pub touched: Option<String>,
-    /// The devices on its PCI Express: see [`device`](crate::device).
+    /// Its devices, most on its PCI Express: see [`device`](crate::device).
     pub devices: Vec<String>,
     /// The features that a test may ask for and find here.
     pub features: Vec<String>,
@@ -302,9 +302,11 @@ mod tests {
             assert_eq!(machine.has("smp"), machine.smp > 1, "{}", machine.name);
             assert!(machine.has("gicv2") != machine.has("gicv3"), "{}", machine.name);
             for device in ["edu", "virtio-rng", "virtio-blk", "nvme"] {
-                let there = machine.devices.iter().any(|name| device::name(name) == device);
+                let there = machine.devices.iter().any(|name| device::kind(name) == device);
                 assert_eq!(machine.has(device), there, "{} and {device}", machine.name);
             }
+            let in_memory = machine.devices.iter().any(|name| device::is_in_memory(name));
+            assert_eq!(machine.has("virtio-mmio"), in_memory, "{}", machine.name);
             assert_eq!(machine.has("tag-storage"), machine.tag_storage.is_some(), "{}", machine.name);
         }
     }

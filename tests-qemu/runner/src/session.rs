@@ -83,7 +83,7 @@ fn try_boot(plan: &Plan, tests: &[&Test]) -> Result<Boot> {
         "semihosting test.run={} test.features={} test.devices={} test.seed={}",
         ranges(&indices),
         plan.machine.features.join(","),
-        plan.machine.devices.iter().map(|device| device::name(device)).collect::<Vec<_>>().join(","),
+        device::on_pci(&plan.machine.devices),
         plan.seed,
     );
     if !plan.bootargs.is_empty() {

@@ -1,8 +1,8 @@
 //! The tests of a board, asked for one by one over the line to its console (docs/TESTING.md, "Over a wire").
 //!
-//! A [`Conversation`] is the runner's side of it, without a line or a clock: lines in, what is typed out. The
-//! [`Judge`] is that of every boot; here it gets no damaged frame, since what was damaged is asked for again. So a bad line
-//! costs time, and a test whose verdict does not arrive whole before its limit fails.
+//! A [`Conversation`] is the runner's side of it, without a line or a clock: lines in, what is typed out. The [`Judge`]
+//! is that of every boot; here it gets no damaged frame, since what was damaged is asked for again. So a bad line costs
+//! time, and a test whose verdict does not arrive whole before its limit fails.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -54,7 +54,7 @@ impl Wired {
             nonce,
             tests: tests.iter().map(|test| (test.index, test.name.clone())).collect(),
             features: self.board.machine.features.join(","),
-            devices: self.board.machine.devices.iter().map(|device| device::name(device)).collect::<Vec<_>>().join(","),
+            devices: device::on_pci(&self.board.machine.devices),
             seed: self.seed,
             identity: self.identity,
             sequence: 0,

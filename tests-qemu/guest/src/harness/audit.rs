@@ -9,6 +9,7 @@ use granule::bootargs::{self, PARAMETERS, Parameter};
 use granule::chip::message;
 use granule::chip::timer::{self, Deadline};
 use granule::devices::pci::{self, Function};
+use granule::devices::virtio::mmio::{self, Node};
 use granule::linux::process;
 use granule::mm::heap;
 use granule::mm::kernel::{self, area::AreaKind};
@@ -104,10 +105,11 @@ impl Snapshot {
         count("ASIDs of SMMUs", iommu::asids_in_use());
         count("streams that are not aborted", streams);
         count("connected messages", message::connections());
-        count("claimed functions", pci::functions().iter().filter(|function| function.owner().is_some()).count());
+        let owners =
+            || pci::functions().iter().map(Function::owner).chain(mmio::nodes().iter().map(Node::owner)).flatten();
+        count("claimed devices", owners().count());
         count("bus masters", pci::functions().iter().filter(|function| is_bus_master(function)).count());
-        let is_driver = |name: &'static str| DRIVERS.contains(&name);
-        let drivers = pci::functions().iter().filter_map(Function::owner).filter(|name| is_driver(name)).count();
+        let drivers = owners().filter(|name| DRIVERS.contains(name)).count();
         Self { accounts, devices, drivers, tables: kernel.space.area_table_frames(), device_areas }
     }
 

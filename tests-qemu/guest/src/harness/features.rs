@@ -2,6 +2,7 @@
 
 use granule::chip::message;
 use granule::devices::pci::{self, Function, Id};
+use granule::devices::virtio::mmio::{self, Node};
 use granule::mm::heap::guarded::guarded_heap;
 use granule::mm::kernel::policy::{Policy, SplitMode};
 use granule::mm::layout;
@@ -15,7 +16,7 @@ use granule_pgtable::Leaves;
 type Feature = (&'static str, fn(&CpuFeatures) -> bool);
 
 /// Every name that machines.toml may use.
-pub(crate) const KNOWN: [Feature; 29] = [
+pub(crate) const KNOWN: [Feature; 30] = [
     ("gicv2", |_| matches!(granule::kernel().platform.interrupt_controller, ControllerDescription::V2 { .. })),
     ("gicv3", |_| matches!(granule::kernel().platform.interrupt_controller, ControllerDescription::V3 { .. })),
     ("smmuv3", |_| !granule::kernel().platform.smmus.is_empty()),
@@ -44,6 +45,7 @@ pub(crate) const KNOWN: [Feature; 29] = [
     ("edu", |_| has_device("edu")),
     ("virtio-rng", |_| has_device("virtio-rng")),
     ("virtio-blk", |_| has_device("virtio-blk")),
+    ("virtio-mmio", |_| !mmio::nodes().is_empty()),
     ("nvme", |_| has_device("nvme")),
 ];
 
@@ -67,11 +69,12 @@ pub(crate) fn device(name: &str) -> Option<Id> {
 
 /// Whether a function is of the devices with this name in machines.toml.
 pub(crate) fn is_device(name: &str, function: &Function) -> bool {
-    DEVICES.iter().any(|(known, id)| *known == name && *id == function.id())
+    DEVICES.contains(&(name, function.id()))
 }
 
 fn has_device(name: &str) -> bool {
-    pci::functions().iter().any(|function| is_device(name, function))
+    let is_one = |id: Id| DEVICES.contains(&(name, id));
+    pci::functions().iter().map(Function::id).chain(mmio::nodes().iter().map(Node::id)).any(is_one)
 }
 
 fn policy() -> Policy {
