@@ -113,23 +113,23 @@ impl<'t> Found<'t> {
                     self.pcie = dispensable(pcie::HostBridgeNode::read(node))
                 }
                 "virtio,mmio" => virtio::add(platform, &mut self.virtio, node),
-                "arm,smmu-v3" => {
-                    // Of one that is left out the phandle stays in maps, and by it devices behind it are refused.
-                    if let Some(smmu) = dispensable(SmmuNode::read(node))
-                        && self.smmus.push(smmu).is_err()
-                    {
-                        crate::log::warn!(
-                            "{}: more than {MAX_SMMUS} SMMUs; devices behind it are refused",
-                            node.name()
-                        );
-                    }
-                }
+                "arm,smmu-v3" => self.add_smmu(node),
                 _ if !self.power.look_at(compatible, node) => continue,
                 _ => {}
             }
             break;
         }
         Ok(())
+    }
+
+    /// Of one that is left out the phandle stays in maps, and by it devices behind it are refused.
+    #[inline(never)]
+    fn add_smmu(&mut self, node: &Node<'t, '_>) {
+        if let Some(smmu) = dispensable(SmmuNode::read(node))
+            && self.smmus.push(smmu).is_err()
+        {
+            crate::log::warn!("{}: more than {MAX_SMMUS} SMMUs; devices behind it are refused", node.name());
+        }
     }
 
     /// Out of line, and the regions are read into their place: the description is large, and this is called on top of a
