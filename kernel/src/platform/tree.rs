@@ -34,8 +34,11 @@ pub struct DmaRange {
 }
 
 /// All addresses, unchanged.
+pub(super) const EVERYTHING: DmaRange = DmaRange { bus: 0, cpu: 0, size: u64::MAX };
+
+/// [`EVERYTHING`], as a list.
 pub(super) fn everything() -> DmaRanges {
-    Vec::from_iter([DmaRange { bus: 0, cpu: 0, size: u64::MAX }])
+    Vec::from_iter([EVERYTHING])
 }
 
 /// The last of the addresses from `first` on, without a gap, that devices reach memory by; `None` where they do not by
@@ -172,12 +175,6 @@ impl<'t> Detached<'t> {
             }
         }
         found
-    }
-
-    /// Its interrupts, where [`Node::interrupt_parent`] is `parent`.
-    pub(super) fn interrupts(&self, parent: Option<u32>) -> Interrupts<'t> {
-        let [list, extended] = self.properties(["interrupts", "interrupts-extended"]);
-        Interrupts { node: self.0.name(), parent, list, extended }
     }
 
     /// The error that `property` makes no sense.
@@ -377,6 +374,12 @@ impl<'t, 'b> Node<'t, 'b> {
         Ok(found)
     }
 
+    /// Whether no bus on the way up changes where accesses go: [`Self::passed_on`] would change nothing.
+    pub(super) fn passes_everything_on(&self) -> bool {
+        let mut buses = core::iter::successors(Some(self.bus), |bus| bus.parent);
+        buses.all(|bus| bus.dma_ranges.is_none_or(<[u8]>::is_empty))
+    }
+
     /// Cells of an address on the bus that the node is on.
     pub(super) fn parent_address_cells(&self) -> u32 {
         self.bus.address_cells
@@ -399,17 +402,18 @@ impl<'t, 'b> Node<'t, 'b> {
 
     /// Its interrupts, to be read when their controller is known.
     pub(super) fn interrupts(&self) -> Interrupts<'t> {
+        self.interrupts_of(self.name())
+    }
+
+    /// As [`interrupts`](Self::interrupts), of a node that errors are to call `name`: its own name is found in a hundred
+    /// steps.
+    pub(super) fn interrupts_of(&self, name: &'t str) -> Interrupts<'t> {
         Interrupts {
-            node: self.name(),
-            parent: self.interrupt_parent(),
+            node: name,
+            parent: interrupt_parent_of(&self.properties, Some(self.bus)),
             list: self.properties.interrupts,
             extended: self.properties.interrupts_extended,
         }
-    }
-
-    /// The phandle of the controller of its interrupts; `None` where no node on the way up names one.
-    pub(super) fn interrupt_parent(&self) -> Option<u32> {
-        interrupt_parent_of(&self.properties, Some(self.bus))
     }
 
     /// `status`, where it is there.

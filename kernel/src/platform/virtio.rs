@@ -6,13 +6,15 @@ use heapless::Vec;
 
 use super::description::{MAX_VIRTIO, Platform};
 use super::error::{PlatformError, dispensable};
-use super::interrupts::{ControllerNode, Interrupt};
+use super::interrupts::{ControllerNode, Interrupt, Interrupts};
 use super::memory::outwards;
 use super::pcie::MappedId;
 use super::tree::{self, DmaRange, Node, cell};
 
 /// Bytes of registers that each such device has; those of its own kind follow.
 pub const VIRTIO_REGISTERS: u64 = 0x100;
+/// What errors of a place's interrupt call it.
+const KIND: &str = "virtio,mmio";
 /// The first interrupt that CPUs share: no device has a private one.
 const FIRST_SHARED: u32 = 32;
 
@@ -31,24 +33,21 @@ pub struct VirtioMmio {
     pub dma: DmaRange,
 }
 
-/// The interrupt of a place, to be read when the controller is known.
-pub(super) struct VirtioLine<'t> {
-    node: tree::Detached<'t>,
-    parent: Option<u32>,
-}
-
-/// The lines of the places that the platform has, in their order.
-pub(super) type VirtioLines<'t> = Vec<VirtioLine<'t>, MAX_VIRTIO>;
+/// The interrupts of the places that the platform has, in their order, to be read when the controller is known. From the
+/// pass that finds the places: another one over the properties of 32 nodes is a twentieth of the boot.
+pub(super) type VirtioLines<'t> = Vec<Interrupts<'t>, MAX_VIRTIO>;
 
 /// Adds the place that `node` describes; one that makes no sense is left out. Out of line, as its parts are large.
 #[inline(never)]
 pub(super) fn add<'t>(platform: &mut Platform, lines: &mut VirtioLines<'t>, node: &Node<'t, '_>) {
-    let full = PlatformError::TooMany { what: "virtio,mmio nodes", limit: MAX_VIRTIO };
-    let place = if lines.is_full() { Err(full) } else { read(node) };
+    let place = match lines.is_full() {
+        true => Err(PlatformError::TooMany { what: "virtio,mmio nodes", limit: MAX_VIRTIO }),
+        false => read(node),
+    };
     if let Some(place) = dispensable(place) {
         // There is room in both.
         let _ = platform.virtio.push(place);
-        let _ = lines.push(VirtioLine { node: node.detached(), parent: node.interrupt_parent() });
+        let _ = lines.push(node.interrupts_of(KIND));
     }
 }
 
@@ -57,9 +56,16 @@ fn read(node: &Node<'_, '_>) -> Result<VirtioMmio, PlatformError> {
     if registers.size() < VIRTIO_REGISTERS || !registers.start().is_aligned(4) {
         return Err(node.bad("reg"));
     }
-    // Buses that split the addresses are above no such device that is known.
+    Ok(VirtioMmio { registers, interrupt: None, stream: stream(node)?, coherent: node.is_coherent(), dma: dma(node)? })
+}
+
+/// The addresses that the buses pass on, in one piece: those that split them are above no such device that is known.
+fn dma(node: &Node<'_, '_>) -> Result<DmaRange, PlatformError> {
+    if node.passes_everything_on() {
+        return Ok(tree::EVERYTHING);
+    }
     let [dma] = node.passed_on(tree::everything())?.into_array().map_err(|_| node.bad("dma-ranges"))?;
-    Ok(VirtioMmio { registers, interrupt: None, stream: stream(node)?, coherent: node.is_coherent(), dma })
+    Ok(dma)
 }
 
 /// `iommus`: a phandle and a StreamID, as an SMMUv3 has one cell (`#iommu-cells`). A device with several streams has no
@@ -74,7 +80,7 @@ fn stream(node: &Node<'_, '_>) -> Result<Option<MappedId>, PlatformError> {
 #[inline(never)]
 pub(super) fn resolve(platform: &mut Platform, lines: &VirtioLines<'_>, gic: &ControllerNode) {
     for (place, line) in platform.virtio.iter_mut().zip(lines) {
-        let interrupt = dispensable(line.node.interrupts(line.parent).get(0, gic)).flatten();
+        let interrupt = dispensable(line.get(0, gic)).flatten();
         place.interrupt = interrupt.filter(|interrupt| interrupt.intid >= FIRST_SHARED);
     }
 }
