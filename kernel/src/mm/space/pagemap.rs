@@ -51,7 +51,7 @@ pub(super) struct Seen {
     pub(super) pages: usize,
     /// The form that a page has, also where it is a block's.
     pub(super) entry: Descriptor,
-    is_block: bool,
+    pub(super) is_block: bool,
 }
 
 impl Space {
@@ -103,24 +103,29 @@ impl Space {
         }
     }
 
+    /// Whether the frame of a page that is there is an object's, and how many hold it. Of a block's, it is where `is_objects`
+    /// says so of its area.
+    pub(super) fn holders(&self, seen: Seen, is_objects: impl FnOnce() -> bool) -> (bool, u32) {
+        if seen.is_block {
+            return (is_objects(), self.common.block(seen.entry.address()).holders());
+        }
+        let record = self.common.record(seen.entry.address());
+        (record.flags.load(Ordering::Relaxed) & OF_OBJECT != 0, record.references())
+    }
+
     /// The word of the first page of an entry.
     fn shown(&self, areas: &Areas, seen: Seen) -> u64 {
         let entry = seen.entry;
         match state(entry) {
-            EntryState::Page | EntryState::Inaccessible if seen.is_block => {
-                let holders = self.common.block(entry.address()).holders();
-                let of_object = areas.find(seen.at).is_some_and(|area| area.object().is_some());
-                let frame = entry.address() + seen.at.0 % BLOCK_SIZE;
-                flags_of_leaf(entry) | flags_of_frame(of_object, holders) | frame.frame_number() as u64
-            }
             EntryState::Page | EntryState::Inaccessible => {
-                let leaf = flags_of_leaf(entry) | entry.address().frame_number() as u64;
+                let frame = entry.address() + if seen.is_block { seen.at.0 % BLOCK_SIZE } else { 0 };
+                let leaf = flags_of_leaf(entry) | frame.frame_number() as u64;
                 if entry.is_special() {
                     return leaf;
                 }
-                let record = self.common.record(entry.address());
-                let of_object = record.flags.load(Ordering::Relaxed) & OF_OBJECT != 0;
-                leaf | flags_of_frame(of_object, record.references())
+                let is_objects = || areas.find(seen.at).is_some_and(|area| area.object().is_some());
+                let (of_object, holders) = self.holders(seen, is_objects);
+                leaf | flags_of_frame(of_object, holders)
             }
             EntryState::Marker(_) | EntryState::Migration => shown_non_present(entry.non_present()),
             EntryState::Stale => shown_non_present(rest_of_stale(entry).non_present()),
