@@ -20,7 +20,7 @@ use super::initrd::{self, Attributes, File, PathEntry, PathError};
 use super::memfd::MemoryFile;
 use super::pidfd::Pidfd;
 use super::pipe::PipeEnd;
-use super::proc::{ProcContents, ProcEntry, ProcId};
+use super::proc::{ProcContents, ProcEntry, ProcId, ProcSubject};
 use super::table::{Filed, Files, Pools};
 use super::userfaultfd::UserfaultFile;
 use crate::chip::console;
@@ -29,7 +29,7 @@ use crate::linux::errno::Errno;
 use crate::mm::OutOfMemory;
 use crate::mm::counted::{Counted, Inner};
 use crate::mm::pool::{Pool, PoolStats};
-use crate::mm::space::{LastTally, Met, Object, Seals, Sought, SpaceRef, Tally};
+use crate::mm::space::{LastTally, Met, Object, Seals, Sought, Tally};
 use crate::sched::{IfNotReady, PollQueue, RwSem};
 use crate::smp::this_cpu;
 use crate::sync::rank;
@@ -121,15 +121,16 @@ pub struct PollState<'f> {
 const LARGEST: u64 = i64::MAX as u64;
 
 /// Opens what is at `path`. `base` is the directory that the path begins in, which then is not empty; the root if there
-/// is none. `flags` are [`checked`]. `space_of` finds the space of a process whose files in `/proc` are named; none of one that has ended.
+/// is none. `flags` are [`checked`]. `find` finds a process whose
+/// files in `/proc` are named.
 ///
 /// # Errors
-/// Those of `openat` on a file system that is mounted read-only, and of `space_of`.
+/// Those of `openat` on a file system that is mounted read-only, and of `find`.
 pub fn open(
     base: Option<&OpenFile>,
     path: &[u8],
     flags: u32,
-    space_of: impl FnOnce(ProcId) -> Result<Option<SpaceRef>, Errno>,
+    find: impl FnOnce(ProcId) -> Result<ProcSubject, Errno>,
 ) -> Result<FileRef, Errno> {
     let base = base.map_or(Ok(""), OpenFile::directory)?;
     let may_be_new = flags & (O_CREAT | O_PATH) == O_CREAT && check_new_name(base, path)?;
@@ -142,7 +143,7 @@ pub fn open(
         Ok(PathEntry::Proc(ProcEntry::Process(ProcId::Own))) => Kind::Directory("proc/self", PROC),
         // No file is looked up from there.
         Ok(PathEntry::Proc(ProcEntry::Process(ProcId::Number(_)))) => Kind::Other(PROC),
-        Ok(PathEntry::Proc(ProcEntry::File(process, file))) => Kind::Proc(file.open(space_of(process)?.as_ref())?),
+        Ok(PathEntry::Proc(ProcEntry::File(process, file))) => Kind::Proc(file.open(find(process)?)?),
         Ok(PathEntry::Link(_, attributes) | PathEntry::Other(attributes)) => Kind::Other(attributes),
         // In a directory nothing is made.
         Err(PathError::NotFound) if may_be_new => return Err(Errno::EROFS),
@@ -318,6 +319,7 @@ impl OpenFile {
         match &self.kind {
             _ if self.counted.meet(tally) == Met::Again => 0,
             Kind::Pipe(end) => end.footprint(),
+            Kind::Proc(contents) => contents.footprint(),
             _ => 0,
         }
     }

@@ -4,10 +4,10 @@
 //! file ([`super::open::Kind`]), which the calls for files read.
 //!
 //! - `/proc/self/pagemap`, `/proc/PID/pagemap`: a word for each page of a space
-//! - `/proc/self/maps`, `/proc/PID/maps`: a line for each area of a space ([`records`](super::records))
+//! - the others: [`records`](super::records) of text, for each area of a space or of the whole process
 
 #[cfg(target_os = "none")]
-pub use target::{Pagemap, ProcContents};
+pub use target::{Pagemap, ProcContents, ProcSubject};
 
 /// A name in `/proc`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,10 +36,31 @@ pub enum ProcFile {
     Pagemap,
     /// A line for each area.
     Maps,
+    /// The same, with the pages that are there, and properties.
+    Smaps,
+    /// The pages of all areas together.
+    SmapsRollup,
+    /// The process in lines: name, state, numbers, memory, signals, CPUs.
+    Status,
+    /// Its memory, in pages.
+    Statm,
+    /// Most of that in one line.
+    Stat,
+    /// Its limits.
+    Limits,
 }
 
 /// The files of each process.
-const FILES: [(&[u8], ProcFile); 2] = [(b"pagemap", ProcFile::Pagemap), (b"maps", ProcFile::Maps)];
+const FILES: [(&[u8], ProcFile); 8] = [
+    (b"pagemap", ProcFile::Pagemap),
+    (b"maps", ProcFile::Maps),
+    (b"smaps", ProcFile::Smaps),
+    (b"smaps_rollup", ProcFile::SmapsRollup),
+    (b"status", ProcFile::Status),
+    (b"statm", ProcFile::Statm),
+    (b"stat", ProcFile::Stat),
+    (b"limits", ProcFile::Limits),
+];
 
 impl ProcEntry {
     /// The entry at a path from the root on, without `.` and `..`.
@@ -69,8 +90,8 @@ mod target {
 
     use super::ProcFile;
     use crate::linux::errno::Errno;
-    use crate::linux::file::records::Maps;
-    use crate::mm::space::{SpaceHandle, SpaceRef, pagemap};
+    use crate::linux::file::records::{Record, Records};
+    use crate::mm::space::{SpaceHandle, pagemap};
     use crate::sched::relax;
     use crate::uaccess;
 
@@ -88,17 +109,27 @@ mod target {
     /// Words that are stored at once.
     const AT_ONCE: usize = 256;
 
+    /// The process, or one of its threads, whose file is open.
+    pub struct ProcSubject {
+        /// Its number.
+        pub id: u32,
+        /// The process's serial number, which no other has.
+        pub serial: u64,
+        /// The space that the process had; of one that has ended there is none.
+        pub space: Option<SpaceHandle>,
+    }
+
     impl ProcFile {
-        /// Opens this file of the process with this space; of one that has ended there is none.
+        /// Opens this file of a process.
         ///
         /// # Errors
-        /// `ESRCH`: it has ended, and the file is none of records.
-        pub fn open(self, space: Option<&SpaceRef>) -> Result<ProcContents, Errno> {
-            let space = space.map(SpaceHandle::new);
-            Ok(match self {
-                Self::Pagemap => ProcContents::Pagemap(Pagemap(space.ok_or(Errno::ESRCH)?)),
-                Self::Maps => ProcContents::Maps(Maps::new(space)),
-            })
+        /// `ESRCH`: it has ended, and the file is of pages alone.
+        pub fn open(self, of: ProcSubject) -> Result<ProcContents, Errno> {
+            match self {
+                Self::Pagemap => Ok(ProcContents::Pagemap(Pagemap(of.space.ok_or(Errno::ESRCH)?))),
+                Self::SmapsRollup if of.space.is_none() => Err(Errno::ESRCH),
+                _ => Ok(ProcContents::Records(self, of, Records::new())),
+            }
         }
     }
 
@@ -106,21 +137,40 @@ mod target {
     pub enum ProcContents {
         /// A word for each page.
         Pagemap(Pagemap),
-        /// A line for each area.
-        Maps(Maps),
+        /// Text of the process.
+        Records(ProcFile, ProcSubject, Records),
     }
+
+    /// Makes the first record of a file of a process from an address on, and returns the address after it; `None` after the
+    /// last.
+    pub(super) type Following<'f> =
+        &'f dyn Fn(&ProcSubject, ProcFile, VirtAddr, &mut Record) -> Result<Option<VirtAddr>, Errno>;
 
     impl ProcContents {
         /// Has `store` store what there is from `position` on, up to `bytes` bytes, until it stores less than it is
         /// given; returns how many bytes there were.
         ///
         /// # Errors
-        /// `EINVAL` (not whole words), `EFAULT`.
-        pub fn read(&self, position: u64, bytes: u64, store: &mut dyn FnMut(&[u8]) -> usize) -> Result<u64, Errno> {
+        /// `EINVAL` (not whole words), `EFAULT`, `ENOMEM`, those of `following`.
+        pub fn read(
+            &self,
+            position: u64,
+            bytes: u64,
+            following: Following<'_>,
+            store: &mut dyn FnMut(&[u8]) -> usize,
+        ) -> Result<u64, Errno> {
             match self {
                 Self::Pagemap(pages) => pages.read(position, bytes, store),
-                Self::Maps(maps) => maps.read(position, bytes, store),
+                Self::Records(file, of, records) => {
+                    let following = &mut |from, record: &mut Record| following(of, *file, from, record);
+                    records.read(position, bytes, following, store)
+                }
             }
+        }
+
+        /// Bytes of memory that go with it.
+        pub const fn footprint(&self) -> usize {
+            if matches!(self, Self::Pagemap(_)) { 0 } else { Records::BYTES }
         }
 
         /// The permissions that Linux shows.

@@ -1,5 +1,5 @@
-//! Files of `/proc` that are records of text: a line for each area of a space (Linux: `fs/seq_file.c`,
-//! `fs/proc/task_mmu.c`).
+//! Files of `/proc` that are records of text (Linux: `fs/seq_file.c`, `fs/proc/task_mmu.c`): one for each area of a space,
+//! or one for the whole file.
 //!
 //! A reader that goes on where it stopped gets the rest of the record that it stopped in as that was then: no record is
 //! made of parts of two. Records after it are those of the time of the call.
@@ -9,17 +9,16 @@ use core::fmt::Write;
 use granule_arch::addr::{PAGE, VirtAddr};
 
 use crate::linux::errno::Errno;
-use crate::mm::space::{Area, ProgramHeap};
+use crate::mm::space::{Area, ProgramHeap, Resident, SHARE_SHIFT};
 
-/// The text of a record: at most two addresses of 13 digits, an offset of 13, a number of 20, and a name of 10 from column
-/// [`NAME_COLUMN`] on.
-type Record = heapless::String<128>;
+/// The text of a record. None is longer than one of `limits`, of 1,323 bytes, and one of `status`, of 1,109 where numbers
+/// have up to 8 digits.
+pub type Record = heapless::Vec<u8, 1664>;
 
 /// The column of a name.
 const NAME_COLUMN: usize = 73;
 
 /// How far a reader is.
-#[derive(Clone)]
 struct Cursor {
     /// Where its last read ended.
     reached: u64,
@@ -35,61 +34,63 @@ impl Cursor {
         Self { reached: 0, record: Record::new(), begin: 0, next: VirtAddr(0) }
     }
 
-    /// A cursor for a read at `position`: this one, if the read before ended there.
-    fn at(&self, position: u64) -> Self {
-        if position != 0 && position == self.reached { self.clone() } else { Self::new() }
+    /// Begins again for a read at `position`, unless the read before ended there.
+    fn seek(&mut self, position: u64) {
+        if position == 0 || position != self.reached {
+            (self.begin, self.next) = (0, VirtAddr(0));
+            self.record.clear();
+        }
     }
 
-    /// Has `store` store up to `bytes` bytes of the text from `position` on, which the cursor is [for](Self::at), until it
-    /// stores fewer than it is given; returns how many were stored. `following` is the first record from an address on, with
-    /// the address after it; `None` after the last.
+    /// Has `store` store up to `bytes` bytes of the text from `position` on, where the cursor [is](Self::seek), until it
+    /// stores fewer than it is given; returns how many were stored. `following` makes the first record from an address on, and
+    /// returns the address after it; `None` after the last.
     ///
     /// # Errors
-    /// `EFAULT`: none could be stored.
+    /// `EFAULT`: none could be stored. Those of `following`, likewise.
     fn read(
         &mut self,
         position: u64,
         bytes: u64,
-        following: impl Fn(VirtAddr) -> Option<(Record, VirtAddr)>,
+        following: &mut dyn FnMut(VirtAddr, &mut Record) -> Result<Option<VirtAddr>, Errno>,
         store: &mut dyn FnMut(&[u8]) -> usize,
     ) -> Result<u64, Errno> {
-        let mut done = 0;
+        let (mut done, mut error) = (0, None);
         while done < bytes {
             // No record begins after the position: a new one begins where the last ended, which had no byte of it.
-            let rest = self.record.as_bytes().get((position + done - self.begin) as usize..).unwrap_or_default();
+            let rest = self.record.get((position + done - self.begin) as usize..).unwrap_or_default();
             if rest.is_empty() {
-                let Some((record, next)) = following(self.next) else { break };
                 self.begin += self.record.len() as u64;
-                (self.record, self.next) = (record, next);
+                self.record.clear();
+                match following(self.next, &mut self.record) {
+                    Ok(Some(next)) => self.next = next,
+                    end => {
+                        error = end.err();
+                        break;
+                    }
+                }
                 continue;
             }
             let piece = rest.get(..(bytes - done) as usize).unwrap_or(rest);
             let stored = store(piece);
             done += stored as u64;
             if stored < piece.len() {
-                if done == 0 {
-                    return Err(Errno::EFAULT);
-                }
+                error = Some(Errno::EFAULT);
                 break;
             }
         }
         self.reached = position + done;
-        Ok(done)
+        error.filter(|_| done == 0).map_or(Ok(done), Err)
     }
 }
 
-/// The line of an area: `start-end rwxs offset device number`, and the name of a part of the program. `stack_top` is where the
-/// program's stack ends, and the page of its return from handlers begins.
-fn line(area: &Area, heap: ProgramHeap, stack_top: VirtAddr) -> Record {
+/// Adds the line of an area: `start-end rwxs offset device number`, and the name of a part of the program. `stack_top` is
+/// where the program's stack ends, and the page of its return from handlers begins.
+pub fn line(record: &mut Record, area: &Area, heap: ProgramHeap, stack_top: VirtAddr) {
     let (start, end) = (area.start(), area.end());
     let object = area.object();
     let offset = object.map_or(0, |_| area.page_at(start) * PAGE);
-    let (device, number) = object.map_or((0, 0), |object| (1, object.identity()));
-    let [read, write, execute, sharing] = area.letters();
-    let mut line = Record::new();
-    // There is room for the largest numbers.
-    let _ = write!(line, "{:08x}-{:08x} {read}{write}{execute}{sharing} ", start.0, end.0);
-    let _ = write!(line, "{offset:08x} 00:{device:02x} {number} ");
+    let number = object.map_or((0, 0), |object| (1, object.identity()));
     let name = match object {
         Some(_) => "",
         None if start.0 < heap.end && end.0 > heap.start => "[heap]",
@@ -97,57 +98,150 @@ fn line(area: &Area, heap: ProgramHeap, stack_top: VirtAddr) -> Record {
         None if start == stack_top => "[sigpage]",
         None => "",
     };
+    line_of(record, (start, end), area.letters(), offset, number, name);
+}
+
+/// As [`line`], of what it shows.
+fn line_of(
+    record: &mut Record,
+    (start, end): (VirtAddr, VirtAddr),
+    [read, write, execute, sharing]: [char; 4],
+    offset: u64,
+    (device, number): (u32, usize),
+    name: &str,
+) {
+    // There is room for the largest numbers.
+    let _ = write!(record, "{:08x}-{:08x} {read}{write}{execute}{sharing} ", start.0, end.0);
+    let _ = write!(record, "{offset:08x} 00:{device:02x} {number} ");
     if !name.is_empty() {
-        let _ = write!(line, "{:1$}{name}", "", NAME_COLUMN.saturating_sub(line.len()));
+        let _ = write!(record, "{:1$}{name}", "", NAME_COLUMN.saturating_sub(record.len()));
     }
-    let _ = line.push('\n');
-    line
+    let _ = record.push(b'\n');
+}
+
+/// Adds a row of `smaps`: bytes, in KiB.
+fn row(record: &mut Record, name: &str, bytes: u64) {
+    let _ = writeln!(record, "{name:<16}{:>8} kB", bytes >> 10);
+}
+
+/// Adds to the line of an area what `smaps` has of it.
+pub fn smaps(record: &mut Record, area: &Area, pages: &Resident) {
+    for (name, bytes) in [("Size:", area.size()), ("KernelPageSize:", PAGE), ("MMUPageSize:", PAGE)] {
+        row(record, name, bytes);
+    }
+    counts(record, pages, &[]);
+    let _ = write!(record, "THPeligible:    {:8}\nVmFlags: ", u8::from(area.may_have_blocks()));
+    area.properties(pages.has_guards).iter().filter(|(_, has)| *has).for_each(|(name, _)| {
+        let _ = write!(record, "{name} ");
+    });
+    let _ = record.push(b'\n');
+}
+
+/// The one record of `smaps_rollup`: areas from `start` to `end`.
+pub fn rollup(record: &mut Record, start: VirtAddr, end: VirtAddr, pages: &Resident) {
+    line_of(record, (start, end), ['-', '-', '-', 'p'], 0, (0, 0), "[rollup]");
+    let [anonymous, of_files, of_shared_memory] = pages.shares.map(|share| share >> SHARE_SHIFT);
+    counts(record, pages, &[("Pss_Anon:", anonymous), ("Pss_File:", of_files), ("Pss_Shmem:", of_shared_memory)]);
+}
+
+/// Adds the counts of pages. There is no swap, no merging, and no page of other sizes than those of blocks; what may be
+/// freed lazily is freed at once.
+fn counts(record: &mut Record, pages: &Resident, kinds: &[(&str, u64)]) {
+    let [shared_clean, shared_dirty, private_clean, private_dirty] = pages.by_use;
+    let [in_anonymous_blocks, in_blocks_of_objects] = pages.in_blocks;
+    let first = [
+        ("Rss:", pages.bytes.iter().sum()),
+        ("Pss:", pages.shares.iter().sum::<u64>() >> SHARE_SHIFT),
+        ("Pss_Dirty:", pages.dirty_share >> SHARE_SHIFT),
+    ];
+    let rest = [
+        ("Shared_Clean:", shared_clean),
+        ("Shared_Dirty:", shared_dirty),
+        ("Private_Clean:", private_clean),
+        ("Private_Dirty:", private_dirty),
+        ("Referenced:", pages.referenced),
+        ("Anonymous:", pages.bytes[0]),
+        ("KSM:", 0),
+        ("LazyFree:", 0),
+        ("AnonHugePages:", in_anonymous_blocks),
+        ("ShmemPmdMapped:", in_blocks_of_objects),
+        ("FilePmdMapped:", 0),
+        ("Shared_Hugetlb:", 0),
+        ("Private_Hugetlb:", 0),
+        ("Swap:", 0),
+        ("SwapPss:", 0),
+        ("Locked:", pages.locked_share >> SHARE_SHIFT),
+    ];
+    first.iter().chain(kinds).chain(&rest).for_each(|&(name, bytes)| row(record, name, bytes));
 }
 
 #[cfg(target_os = "none")]
-pub use target::Maps;
+pub use target::{Records, pool_stats};
 
 #[cfg(target_os = "none")]
 mod target {
-    use super::{Cursor, line};
+    use granule_arch::addr::VirtAddr;
+    use spin::Once;
+
+    use super::{Cursor, Record};
+    use crate::kernel;
     use crate::linux::errno::Errno;
-    use crate::mm::space::SpaceHandle;
-    use crate::sched::{is_killed, relax};
+    use crate::mm::pool::{Pool, PoolBox, PoolStats};
     use crate::sync::IrqLock;
     use crate::sync::rank;
 
-    /// A line for each area of a space, by address. The space may end concurrently: then no more follow.
-    pub struct Maps {
-        space: Option<SpaceHandle>,
-        cursor: IrqLock<Cursor, { rank::RECORDS }>,
-    }
+    static POOL: Once<Pool<Cursor>> = Once::new();
 
-    impl Maps {
-        /// Those of `space`.
-        pub const fn new(space: Option<SpaceHandle>) -> Self {
-            Self { space, cursor: IrqLock::new(Cursor::new()) }
+    /// How far the readers of an open file of records are: nothing before the first, and while one reads. Of readers at once
+    /// each begins a text of its own.
+    pub struct Records(IrqLock<Option<PoolBox<Cursor>>, { rank::RECORDS }>);
+
+    impl Records {
+        /// Bytes that go with it.
+        pub const BYTES: usize = size_of::<Cursor>();
+
+        /// At the start.
+        pub const fn new() -> Self {
+            Self(IrqLock::new(None))
         }
 
         /// As [`ProcContents::read`](crate::linux::file::proc::ProcContents::read).
+        ///
+        /// # Errors
+        /// `EFAULT`, `ENOMEM`, and those of `following`.
         #[inline(never)]
-        pub fn read(&self, position: u64, bytes: u64, store: &mut dyn FnMut(&[u8]) -> usize) -> Result<u64, Errno> {
+        pub fn read(
+            &self,
+            position: u64,
+            bytes: u64,
+            following: &mut dyn FnMut(VirtAddr, &mut Record) -> Result<Option<VirtAddr>, Errno>,
+            store: &mut dyn FnMut(&[u8]) -> usize,
+        ) -> Result<u64, Errno> {
             if bytes == 0 {
                 return Ok(0);
             }
-            let space = self.space.as_ref().and_then(SpaceHandle::upgrade);
-            let mut cursor = self.cursor.lock().at(position);
-            let following = |from| {
-                relax();
-                let space = space.as_ref().filter(|_| !is_killed())?;
-                let (heap, stack_top) = (*space.heap().read(), space.trampoline());
-                space.with_next_area(from, |area| (line(area, heap, stack_top), area.end()))
-            };
+            let mut cursor = self.take()?;
+            cursor.seek(position);
             let read = cursor.read(position, bytes, following, store);
-            if read.is_ok() {
-                *self.cursor.lock() = cursor;
-            }
+            // Dropped without the lock.
+            let other = self.0.lock().replace(cursor);
+            drop(other);
             read
         }
+
+        #[inline(never)]
+        fn take(&self) -> Result<PoolBox<Cursor>, Errno> {
+            let kept = self.0.lock().take();
+            match kept {
+                Some(cursor) => Ok(cursor),
+                None => Ok(POOL.call_once(|| Pool::new(kernel().frames)).try_new_with(Cursor::new)?),
+            }
+        }
+    }
+
+    /// The texts of open files of records.
+    pub fn pool_stats() -> PoolStats {
+        POOL.get().map_or_else(PoolStats::default, Pool::stats)
     }
 }
 
@@ -160,7 +254,7 @@ mod tests {
     use granule_arch::descriptor::Protection;
     use granule_pgtable::PageRange;
 
-    use super::{Cursor, line};
+    use super::{Cursor, Record, line};
     use crate::linux::errno::Errno;
     use crate::mm::space::{Area, ProgramHeap};
 
@@ -168,11 +262,14 @@ mod tests {
     /// takes `room`.
     fn read(cursor: &mut Cursor, bytes: u64, room: usize, records: &[(char, usize)]) -> Result<String, Errno> {
         let mut text = Vec::new();
-        let following = |from: VirtAddr| {
-            let &(letter, bytes) = records.get(from.0 as usize)?;
-            Some((core::iter::repeat_n(letter, bytes).collect(), from + 1))
+        let mut following = |from: VirtAddr, record: &mut Record| {
+            let found = records.get(from.0 as usize);
+            Ok(found.map(|&(letter, bytes)| {
+                record.resize(bytes, letter as u8).unwrap();
+                from + 1
+            }))
         };
-        let count = cursor.read(cursor.reached, bytes, following, &mut |piece| {
+        let count = cursor.read(cursor.reached, bytes, &mut following, &mut |piece| {
             let stored = piece.len().min(room - text.len());
             text.extend_from_slice(&piece[..stored]);
             stored
@@ -195,7 +292,7 @@ mod tests {
                     break;
                 }
                 text.push_str(&piece);
-                cursor = cursor.at(text.len() as u64);
+                cursor.seek(text.len() as u64);
             }
             assert_eq!(text, "aaabcccccccddeeeee", "{size} {room}");
         }
@@ -206,11 +303,13 @@ mod tests {
         for (bytes, room) in [(6, 6), (100, 6)] {
             let mut cursor = Cursor::new();
             assert_eq!(read(&mut cursor, bytes, room, &RECORDS).unwrap(), "aaabcc");
-            let mut cursor = cursor.at(6);
+            cursor.seek(6);
             assert_eq!(read(&mut cursor, 10, 0, &CHANGED), Err(Errno::EFAULT));
             assert_eq!(read(&mut cursor, 10, 10, &CHANGED).unwrap(), "cccccyyyzz");
             // From the start all is as it is now.
-            assert_eq!(read(&mut cursor.at(0), 10, 10, &CHANGED).unwrap(), "vvvvvvvvvw");
+            cursor.seek(0);
+            cursor.reached = 0;
+            assert_eq!(read(&mut cursor, 10, 10, &CHANGED).unwrap(), "vvvvvvvvvw");
         }
         // From elsewhere too.
         for (position, expected) in [(15, "wwwxxxxxxx"), (1 << 40, "")] {
@@ -225,7 +324,9 @@ mod tests {
         let stack_top = VirtAddr(0xffff_d97e_5000);
         let shown = |start: u64, pages: u64, protection| {
             let area = Area::sample(PageRange::new(VirtAddr(start), pages * PAGE).unwrap(), protection);
-            String::from(line(&area, heap, stack_top).as_str())
+            let mut record = Record::new();
+            line(&mut record, &area, heap, stack_top);
+            String::from_utf8(record.to_vec()).unwrap()
         };
         let writable = Protection::READ.and(Protection::WRITE);
         assert_eq!(shown(0x1_0000, 1, writable), "00010000-00011000 rw-p 00000000 00:00 0 \n");

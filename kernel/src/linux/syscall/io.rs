@@ -15,13 +15,13 @@ use super::{Answer, MOST_AT_ONCE, Syscall, read_bytes, read_quads, streams, user
 use crate::chip::console;
 use crate::linux::errno::Errno;
 use crate::linux::file::open::{self, Contents, FileRef, Kind, OpenFile};
-use crate::linux::file::proc::{ProcContents, ProcId};
+use crate::linux::file::proc::{ProcContents, ProcId, ProcSubject};
 use crate::linux::file::table::OnExec;
 use crate::linux::process::send::{self, Asked};
+use crate::linux::process::show;
 use crate::linux::process::signal::SignalCause;
 use crate::linux::process::task::Task;
-use crate::linux::process::tree::space_of_thread;
-use crate::mm::space::{SpaceRef, WriteAt};
+use crate::mm::space::WriteAt;
 use crate::sched::{IfNotReady, Thread, Work, relax};
 use crate::uaccess;
 
@@ -160,7 +160,7 @@ pub(super) fn pread64(call: &mut Syscall<'_>) -> Answer {
     let mut to = UserBytes::of_call(call)?;
     if let Kind::Proc(contents) = file.kind() {
         let most = to.left.min(MOST_AT_ONCE);
-        return streams::read_proc(contents, position, most, &mut to).map(|(read, _)| read);
+        return streams::read_proc(call.task, contents, position, most, &mut to).map(|(read, _)| read);
     }
     store(call, file.contents_at(position, to.left, MOST_AT_ONCE)?, to)
 }
@@ -174,7 +174,7 @@ fn fill(call: &Syscall<'_>, file: &OpenFile, bytes: u64, mut to: UserBytes) -> A
         Kind::Event(counter) => return streams::read_event(file, counter, most, &mut to),
         Kind::Userfault(pager) => return userfault::read(call, file, pager, bytes, &mut to),
         Kind::Proc(contents) => {
-            let (read, end) = streams::read_proc(contents, file.position(), most, &mut to)?;
+            let (read, end) = streams::read_proc(call.task, contents, file.position(), most, &mut to)?;
             file.set_position(end);
             return Ok(read);
         }
@@ -211,7 +211,7 @@ fn store(call: &Syscall<'_>, mut contents: Contents<'_>, mut to: UserBytes) -> A
 
 pub(super) fn pwrite64(call: &mut Syscall<'_>) -> Answer {
     let (file, position) = at_position(call)?;
-    if matches!(file.kind(), Kind::Proc(ProcContents::Maps(_))) {
+    if matches!(file.kind(), Kind::Proc(ProcContents::Records(..))) {
         return Err(Errno::ESPIPE);
     }
     file.check_writable()?;
@@ -255,16 +255,14 @@ pub(super) fn openat(call: &mut Syscall<'_>) -> Answer {
     }
     let path = read_path(call, call.address::<1>())?;
     let base = base_of(call, &path)?;
-    let file = open::open(base.as_deref(), &path, checked, |process| space_of(process, call.task))?;
+    let file = open::open(base.as_deref(), &path, checked, |process| found(process, call.task))?;
     call.task.files().add(file, 0, end, OnExec::requested(flags & O_CLOEXEC)).map(u64::from)
 }
 
-/// The space of a process whose files in `/proc` a path of `task` names; none of one that has ended.
-fn space_of(process: ProcId, task: &Task) -> Result<Option<SpaceRef>, Errno> {
-    match process {
-        ProcId::Own => Ok(Some(task.space_ref())),
-        ProcId::Number(number) => space_of_thread(number).ok_or(Errno::ENOENT),
-    }
+/// The process whose file a path of `task` names.
+fn found(process: ProcId, task: &Task) -> Result<ProcSubject, Errno> {
+    let id = if let ProcId::Number(number) = process { number } else { task.process().id() };
+    show::find(id).ok_or(Errno::ENOENT)
 }
 
 /// The directory that a path begins in, by the first argument; none for the root.
@@ -298,7 +296,7 @@ pub(super) fn newfstatat(call: &mut Syscall<'_>) -> Answer {
         }
         let follows = if flags & AT_SYMLINK_NOFOLLOW != 0 { O_NOFOLLOW } else { 0 };
         let path = if here { b"/" } else { path };
-        open::open(base.as_deref(), path, O_PATH | follows, |process| space_of(process, call.task))?
+        open::open(base.as_deref(), path, O_PATH | follows, |process| found(process, call.task))?
     };
     write_quads(call.address::<2>(), file.stat()).map(|()| 0)
 }

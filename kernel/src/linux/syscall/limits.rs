@@ -35,8 +35,7 @@ pub(super) fn setrlimit(call: &mut Syscall<'_>) -> Answer {
 /// Exchanges a limit of the process that has this number, or a thread with it.
 fn exchange(number: u32, resource: u32, new: Option<RLimit>) -> Result<RLimit, Errno> {
     let tree = PROCESSES.lock();
-    let process = tree.find(number).or_else(|| Some(tree.find_task(number)?.process()));
-    process.ok_or(Errno::ESRCH)?.limits.exchange(resource, new)
+    tree.find_of_thread(number).ok_or(Errno::ESRCH)?.limits.exchange(resource, new)
 }
 
 fn read_limit(from: VirtAddr) -> Result<RLimit, Errno> {

@@ -13,8 +13,11 @@ use crate::linux::errno::Errno;
 use crate::linux::file::event::EventCounter;
 use crate::linux::file::open::{self, FileRef, Kind, OpenFile};
 use crate::linux::file::pipe::{self, PipeAccess, PipeEnd};
-use crate::linux::file::proc::ProcContents;
+use crate::linux::file::proc::{ProcContents, ProcSubject};
+use crate::linux::file::records::Record;
 use crate::linux::file::table::OnExec;
+use crate::linux::process::show;
+use crate::linux::process::task::Task;
 use crate::sched;
 use crate::uaccess;
 
@@ -133,12 +136,14 @@ fn write_count(file: &OpenFile, counter: &EventCounter, left: u64, from: &mut Us
 /// piece is a read of its own, as on Linux.
 #[inline(never)]
 pub(super) fn read_proc(
+    task: &Task,
     contents: &ProcContents,
     position: u64,
     bytes: u64,
     to: &mut UserBytes,
 ) -> Result<(u64, u64), Errno> {
     open::check_end(position, bytes)?;
+    let following = |of: &ProcSubject, file, from, record: &mut Record| show::following(task, of, file, from, record);
     let mut done = 0;
     loop {
         // Also where there are no bytes the position is checked.
@@ -146,7 +151,7 @@ pub(super) fn read_proc(
         let at = position.wrapping_add(done);
         // Where nothing more is stored, the call ends.
         let mut store = |piece: &[u8]| if sched::is_killed() { 0 } else { to.store(piece) };
-        let read = length.and_then(|length| Ok((contents.read(at, length, &mut store)?, length)));
+        let read = length.and_then(|length| Ok((contents.read(at, length, &following, &mut store)?, length)));
         match read {
             Ok((read, length)) => {
                 done += read;

@@ -9,6 +9,7 @@
 //! - `send`: signals from one process to others
 //! - `futex`, `robust`: how its threads wait for each other, and what a thread leaves that ends
 //! - `clock`: the clock under its several numbers, and CPU time
+//! - `show`: what the files of `/proc` have of a process
 //! - `control`: the kernel's own use of processes
 
 pub mod charge;
@@ -22,6 +23,7 @@ pub mod futex;
 pub mod oom;
 mod robust;
 pub mod send;
+pub mod show;
 pub mod state;
 pub mod task;
 pub mod tree;
@@ -52,12 +54,13 @@ pub fn start(path: &str, words: Words) -> Result<u32, ExecError> {
 }
 
 /// The pools of processes, tasks, open files and what else they have: for audits that count objects and frames by owner.
-pub fn pools() -> [(&'static str, crate::mm::pool::PoolStats); 8] {
+pub fn pools() -> [(&'static str, crate::mm::pool::PoolStats); 9] {
     let [files, tables] = crate::linux::file::open::pool_stats();
     [
         files,
         tables,
         ("pipes", crate::linux::file::pipe::pool_stats()),
+        ("texts of /proc", crate::linux::file::records::pool_stats()),
         ("pidfds", crate::linux::file::pidfd::pool_stats()),
         ("processes", tree::pool_stats()),
         ("tasks", task::pool_stats()),

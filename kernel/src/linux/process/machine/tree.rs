@@ -30,6 +30,7 @@ use spin::Once;
 use super::charge::Charges;
 use super::state::{ProcessState, Visit};
 use super::task::{self, Task};
+use crate::chip::timer::uptime_nanoseconds;
 use crate::kernel;
 use crate::linux::errno::Errno;
 use crate::linux::file::open::FileRef;
@@ -69,6 +70,8 @@ pub struct Process {
     pub entry: &'static UserEntry,
     /// Its serial number, in the order of creation; 0 before it is in the tree.
     serial: AtomicU64,
+    /// When it was created, in nanoseconds of uptime.
+    pub created: u64,
     /// The serial number of its first ancestor, which the kernel started. 0 before it is in the tree.
     family_serial: AtomicU64,
     by_id: RBTreeLink,
@@ -207,6 +210,7 @@ impl Process {
             id,
             entry,
             serial: AtomicU64::new(0),
+            created: uptime_nanoseconds(),
             family_serial: AtomicU64::new(0),
             by_id: RBTreeLink::new(),
             by_serial: RBTreeLink::new(),
@@ -388,7 +392,7 @@ impl Elsewhere {
 /// The space of the process that this number is of, or of one of its threads: `None` where there is no such process,
 /// and in it `None` where its last thread has left.
 pub fn space_of_thread(id: u32) -> Option<Option<SpaceRef>> {
-    space_of(|tree| tree.find(id).or_else(|| Some(tree.find_task(id)?.process())))
+    space_of(|tree| tree.find_of_thread(id))
 }
 
 /// The space of the process that is found, as [`space_of_thread`].
@@ -555,6 +559,16 @@ impl Tree {
     /// The process with this number.
     pub fn find(&self, id: u32) -> Option<&Process> {
         self.by_id.find(&id).get()
+    }
+
+    /// The process with this number, or of the thread with it.
+    pub fn find_of_thread(&self, id: u32) -> Option<&Process> {
+        self.find(id).or_else(|| Some(self.find_task(id)?.process()))
+    }
+
+    /// The signal of the process with this number to its parent at its end.
+    pub fn exit_signal(&mut self, id: u32) -> Option<Signal> {
+        self.by_id.find(&id).get()?.family(&mut self.key).exit_signal
     }
 
     /// The process that `pidfd` refers to; `None` once its status was collected.

@@ -309,6 +309,15 @@ impl Actions {
         self.0[signal.place()]
     }
 
+    /// The signals that are ignored on request, and those that have a handler.
+    pub fn sets(&self) -> (Set, Set) {
+        let set_where = |holds: fn(u64) -> bool| {
+            let signals = self.0.iter().enumerate().filter(|(_, action)| holds(action.handler));
+            Set(signals.fold(0, |set, (place, _)| set | 1 << place))
+        };
+        (set_where(|handler| handler == SIG_IGN), set_where(|handler| handler != SIG_IGN && handler != SIG_DFL))
+    }
+
     /// Changes the action of a signal; returns the one before.
     ///
     /// # Errors
