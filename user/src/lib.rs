@@ -25,6 +25,7 @@ pub mod owned;
 pub mod prelude;
 pub mod print;
 pub mod probe;
+pub mod proc;
 pub mod process;
 pub mod random;
 pub mod room;

@@ -39,5 +39,5 @@ pub use crate::time::MILLISECOND;
 pub use crate::userfault::{Pager, WRITE_PROTECTION};
 pub use crate::waiting::{asleep_until, until, until_zombie, while_signalled, with_longer_times};
 pub use crate::{
-    Start, entry, instruction, memory, offend, own, parts, println, probe, process, signal, sys, thread, time,
+    Start, entry, instruction, memory, offend, own, parts, println, probe, proc, process, signal, sys, thread, time,
 };

@@ -228,6 +228,11 @@ fn a_process_shows_its_areas_as_on_linux(t: &mut Test) {
     succeeds(t, "maps");
 }
 
+target_test!(a_process_shows_its_pages_limits_and_state_as_on_linux, needs("smp"), limit(60));
+fn a_process_shows_its_pages_limits_and_state_as_on_linux(t: &mut Test) {
+    succeeds(t, "accounts");
+}
+
 target_test!(faults_are_served_by_a_pager_as_on_linux, needs("smp"), limit(60));
 fn faults_are_served_by_a_pager_as_on_linux(t: &mut Test) {
     succeeds(t, "userfault");

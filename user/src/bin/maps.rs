@@ -6,8 +6,6 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::fmt::Write;
-
 use granule_user::prelude::*;
 
 entry!(run);
@@ -64,16 +62,7 @@ fn text(file: &File, piece: usize) -> &'static str {
     let room = map(ROOM as u64, RW).expect("room") as *mut u8;
     // SAFETY: mapped for this text alone.
     let room = unsafe { core::slice::from_raw_parts_mut(room, ROOM) };
-    let mut length = 0;
-    loop {
-        let end = ROOM.min(length + piece);
-        let count = file.read(room.get_mut(length..end).unwrap_or_default()).expect("a piece");
-        if count == 0 {
-            break;
-        }
-        length += count as usize;
-    }
-    core::str::from_utf8(&room[..length]).expect("text")
+    proc::text(file, room, piece)
 }
 
 fn line_at(text: &'static str, address: u64) -> Option<Line<'static>> {
@@ -288,23 +277,6 @@ fn beside_other_areas() {
     equal("gone", call(MUNMAP, [at, 3 * PAGE]), Ok(0));
 }
 
-/// A path in the folder of a process.
-struct Path([u8; 32], usize);
-
-impl Write for Path {
-    fn write_str(&mut self, text: &str) -> core::fmt::Result {
-        self.0[self.1..][..text.len()].copy_from_slice(text.as_bytes());
-        self.1 += text.len();
-        Ok(())
-    }
-}
-
-fn open_of(process: u32) -> Result<File, Errno> {
-    let mut path = Path([0; 32], 0);
-    write!(path, "/proc/{process}/maps").expect("a short path");
-    File::open(CStr::from_bytes_until_nul(&path.0).expect("a path"), O_RDONLY)
-}
-
 fn others() {
     let start = AtomicU32::new(0);
     let at = FAR;
@@ -314,7 +286,7 @@ fn others() {
         equal("mapped", call(MMAP, [at + 2 * PAGE, PAGE, PROT_READ, PRIVATE | MAP_FIXED, 0, 0]), Ok(at + 2 * PAGE));
         equal("never woken", futex_wait(&start, 0, None), Err(EINTR));
     });
-    let file = open_of(child).expect("a child's");
+    let file = proc::open(child, "maps").expect("a child's");
     asleep_until(|| {
         equal("the start", file.seek(0, SEEK_SET), Ok(0));
         line_at(text(&file, ROOM), at + 2 * PAGE).is_some()
@@ -325,10 +297,10 @@ fn others() {
     until_zombie(SIGCHLD, || process::kill(child as i32, SIGKILL).expect("a signal"));
     equal("the start", file.seek(0, SEEK_SET), Ok(0));
     equal("nothing is left", file.read(&mut [0; 8]), Ok(0));
-    let after = open_of(child).expect("a name is left");
+    let after = proc::open(child, "maps").expect("a name is left");
     equal("and nothing else", after.read(&mut [0; 8]), Ok(0));
     equal("its end", process::wait(child), SIGKILL);
-    equal("no name either", open_of(child).map(|_| ()), Err(ENOENT));
+    equal("no name either", proc::open(child, "maps").map(|_| ()), Err(ENOENT));
 }
 
 /// No line is made of two, however areas change between the pieces.

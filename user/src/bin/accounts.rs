@@ -1,0 +1,439 @@
+//! What the files of `/proc/PID` have of a process beside its areas: `smaps`, `smaps_rollup`, `status`, `statm`, `stat` and
+//! `limits`.
+//!
+//! Each answer is Linux's.
+
+#![no_std]
+#![no_main]
+#![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
+
+use granule_user::prelude::*;
+
+entry!(run);
+own!(call, advise, unmap);
+
+/// The files, all but `smaps_rollup` also those of a process that has ended.
+const FILES: [&str; 6] = ["smaps", "smaps_rollup", "status", "statm", "stat", "limits"];
+/// Bytes of the largest text.
+const ROOM: usize = 64 << 10;
+
+/// The names of lines, in their order.
+const COUNTS: &str = "Rss Pss Pss_Dirty Shared_Clean Shared_Dirty Private_Clean Private_Dirty Referenced Anonymous KSM \
+    LazyFree AnonHugePages ShmemPmdMapped FilePmdMapped Shared_Hugetlb Private_Hugetlb Swap SwapPss Locked";
+const FIRST: &str = "Name Umask State Tgid Ngid Pid PPid TracerPid Uid Gid FDSize Groups NStgid NSpid NSpgid NSsid \
+    Kthread";
+const MEMORY: &str = "VmPeak VmSize VmLck VmPin VmHWM VmRSS RssAnon RssFile RssShmem VmData VmStk VmExe VmLib VmPTE \
+    VmSwap HugetlbPages CoreDumping THP_enabled untag_mask";
+const LAST: &str = "Threads SigQ SigPnd ShdPnd SigBlk SigIgn SigCgt CapInh CapPrm CapEff CapBnd CapAmb NoNewPrivs \
+    Seccomp Seccomp_filters Speculation_Store_Bypass SpeculationIndirectBranch Cpus_allowed Cpus_allowed_list \
+    Mems_allowed Mems_allowed_list voluntary_ctxt_switches nonvoluntary_ctxt_switches";
+
+fn run(_: Start) -> u8 {
+    let room = map(2 * ROOM as u64, RW).expect("room") as *mut u8;
+    // SAFETY: mapped for texts alone.
+    let room = unsafe { core::slice::from_raw_parts_mut(room, 2 * ROOM) };
+    // No page of it comes while a text is read.
+    room.fill(1);
+    for file in FILES {
+        text(file, room);
+    }
+    parts! { (room)
+        forms areas copies sums signals names limits pieces positions others many_areas beside_changes
+    }
+    status("accounts")
+}
+
+fn text<'r>(file: &str, room: &'r mut [u8]) -> &'r str {
+    proc::text(&proc::open(process::id(), file).expect(file), room, ROOM)
+}
+
+/// What follows the name of a line.
+fn value<'t>(text: &'t str, name: &str) -> Option<&'t str> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+}
+
+/// Its number, in KiB where it is of memory.
+fn number(text: &str, name: &str) -> u64 {
+    let first = value(text, name).and_then(|value| value.split_whitespace().next()?.parse().ok());
+    first.unwrap_or_else(|| panic!("{name}: no number"))
+}
+
+/// The records of a text of `smaps`, each with the range of its area.
+fn records(text: &str) -> impl Iterator<Item = (u64, u64, &str)> {
+    let mut rest = text;
+    core::iter::from_fn(move || {
+        let flags = rest.find("VmFlags: ")?;
+        let (record, more) = rest.split_at(flags + rest[flags..].find('\n')? + 1);
+        rest = more;
+        let (start, end) = record.split_once(' ')?.0.split_once('-')?;
+        let number = |digits| u64::from_str_radix(digits, 16).ok();
+        Some((number(start)?, number(end)?, record))
+    })
+}
+
+fn record_at(text: &str, at: u64) -> &str {
+    records(text).find(|(start, end, _)| (*start..*end).contains(&at)).expect("an area").2
+}
+
+fn touch(at: u64, pages: u64) {
+    // SAFETY: mapped writable, for this alone.
+    (0..pages).for_each(|page| unsafe { ((at + page * PAGE) as *mut u8).write_volatile(1) });
+}
+
+fn names_are(text: &str, expected: [&str; 3]) {
+    let names = text.lines().map(|line| line.split(':').next().unwrap_or_default());
+    let expected = expected.into_iter().flat_map(str::split_whitespace);
+    holds(("the lines", expected.clone().count()), names.eq(expected));
+}
+
+fn forms(room: &mut [u8]) {
+    names_are(text("status", room), [FIRST, MEMORY, LAST]);
+    let of_memory = |line: &str| {
+        let (name, bytes) = line.split_once(':').expect("a line");
+        let number = bytes.trim().strip_suffix(" kB").is_some_and(|number| number.trim().parse::<u64>().is_ok());
+        // The numbers end in one column.
+        holds(("a row of smaps", line), name.len() < 16 && line.len() == 27 && number);
+    };
+    let rollup = text("smaps_rollup", room);
+    let (first, rest) = rollup.split_once('\n').expect("lines");
+    equal("a name in its column", first.get(73..), Some("[rollup]"));
+    rest.lines().for_each(of_memory);
+    let all = "Rss Pss Pss_Dirty Pss_Anon Pss_File Pss_Shmem Shared_Clean";
+    names_are(rest, [all, COUNTS.split_once("Shared_Clean").expect("a name").1, ""]);
+    for (.., record) in records(text("smaps", room)) {
+        let lines = record.split_once('\n').expect("lines").1;
+        names_are(lines, ["Size KernelPageSize MMUPageSize", COUNTS, "THPeligible VmFlags"]);
+        lines.lines().take(22).for_each(of_memory);
+        holds("eligible", matches!(value(lines, "THPeligible"), Some("           0" | "           1")));
+        holds("each property has a space after it", lines.ends_with(" \n"));
+    }
+    equal("words of statm", text("statm", room).split(' ').count(), 7);
+    equal("words of stat", text("stat", room).split(' ').count(), 52);
+    for file in FILES {
+        let file = proc::open(process::id(), file).expect("a file");
+        equal("what it is", (file.stat().st_mode, file.stat().st_size), (S_IFREG | 0o444, 0));
+    }
+}
+
+fn areas(room: &mut [u8]) {
+    let place = |page: u64| FAR + page * PAGE;
+    let fixed = |page, pages, protection, flags, file| {
+        let answer = call(MMAP, [place(page), pages * PAGE, protection, flags | MAP_FIXED, file, 0]);
+        equal(("mapped", page), answer, Ok(place(page)));
+    };
+    let memfd = File::memory(c"accounts", 0).expect("a file");
+    equal("its size", memfd.resize(4 * PAGE), Ok(0));
+    for (page, protection, flags, file) in [
+        (0, RW, PRIVATE, 0),
+        (20, RW, PRIVATE, 0),
+        (30, RW, PRIVATE | MAP_NORESERVE, 0),
+        (40, PROT_NONE, PRIVATE, 0),
+        (50, RW, PRIVATE, 0),
+        (60, RW, SHARED, 0),
+        (70, RW, MAP_SHARED, *memfd),
+        (80, RW, MAP_PRIVATE, *memfd),
+        (90, PROT_READ, SHARED, 0),
+        (100, RW, PRIVATE, 0),
+        (110, RW, PRIVATE | MAP_GROWSDOWN, 0),
+        (120, RW, PRIVATE, 0),
+        (130, RW, PRIVATE, 0),
+        (140, PROT_READ | PROT_EXEC, PRIVATE, 0),
+    ] {
+        fixed(page, 4, protection, flags, file);
+    }
+    touch(place(0), 3);
+    equal("locked", call(MLOCK, [place(20), 4 * PAGE]), Ok(0));
+    touch(place(50), 2);
+    equal("a guard", advise(place(51), 1, MADV_GUARD_INSTALL), Ok(0));
+    touch(place(60), 2);
+    touch(place(70), 2);
+    equal("a copy", probe::read(place(80)), Ok(1));
+    touch(place(81), 1);
+    equal("locked later", call(MLOCK2, [place(100), 4 * PAGE, MLOCK_ONFAULT.into()]), Ok(0));
+    touch(place(100), 1);
+    equal("wiped", advise(place(120), 4, MADV_WIPEONFORK), Ok(0));
+    equal("not for children", advise(place(130), 4, MADV_DONTFORK), Ok(0));
+    let text = text("smaps", room);
+    for (page, [present, share, shared, anonymous, locked], properties) in [
+        (0, [12, 12, 0, 12, 0], "rd wr mr mw me ac"),
+        (20, [16, 16, 0, 16, 16], "rd wr mr mw me lo ac"),
+        (30, [0; 5], "rd wr mr mw me nr"),
+        (40, [0; 5], "mr mw me"),
+        (50, [4, 4, 0, 4, 0], "rd wr mr mw me gu ac"),
+        (60, [8, 8, 0, 0, 0], "rd wr sh mr mw me ms"),
+        (70, [8, 6, 4, 0, 0], "rd wr sh mr mw me ms"),
+        (80, [8, 6, 4, 4, 0], "rd wr mr mw me ac"),
+        (90, [0; 5], "rd sh mr mw me ms"),
+        (100, [4, 4, 0, 4, 4], "rd wr mr mw me lo lf ac"),
+        (110, [0; 5], "rd wr mr mw me gd ac"),
+        (120, [0; 5], "rd wr mr mw me ac wf"),
+        (130, [0; 5], "rd wr mr mw me dc ac"),
+        (140, [0; 5], "rd ex mr mw me"),
+    ] {
+        let of = |name| number(record_at(text, place(page)), name);
+        equal(
+            ("the area at", page),
+            ["Rss", "Pss", "Anonymous", "Locked"].map(of),
+            [present, share, anonymous, locked],
+        );
+        equal(("shared at", page), of("Shared_Clean") + of("Shared_Dirty"), shared);
+        equal(("private at", page), of("Private_Clean") + of("Private_Dirty"), present - shared);
+        equal(("anonymous pages are written", page), of("Private_Dirty") + of("Shared_Dirty") >= anonymous, true);
+        equal(("its size", page), of("Size"), 16);
+        let shown = value(record_at(text, place(page)), "VmFlags").map(str::trim);
+        equal(("properties at", page), shown, Some(properties));
+    }
+    unmap(FAR, 150);
+}
+
+fn copies(room: &mut [u8]) {
+    let (ready, at) = (shared::<AtomicU32>(), map(16 * PAGE, RW).expect("pages"));
+    touch(at, 16);
+    let child = process::spawn::<()>(|| {
+        touch(at, 1);
+        ready.store(1, Ordering::Release);
+        time::sleep_for_ever();
+    });
+    asleep_until(|| ready.load(Ordering::Acquire) == 1);
+    let names = ["Rss", "Pss", "Shared_Dirty", "Private_Dirty", "Anonymous"];
+    let mut shown = || names.map(|name| number(record_at(text("smaps", room), at), name));
+    equal("beside a copy", shown(), [64, 34, 60, 4, 64]);
+    process::end(child);
+    equal("alone", shown(), [64, 64, 0, 64, 64]);
+    unmap(at, 16);
+}
+
+/// The words of `statm`.
+fn pages(room: &mut [u8]) -> [u64; 7] {
+    let mut words = text("statm", room).split_whitespace().map(|word| word.parse().expect("a number"));
+    core::array::from_fn(|_| words.next().expect("a word"))
+}
+
+fn sums(room: &mut [u8]) {
+    let before = pages(room);
+    let own = map(8 * PAGE, RW).expect("pages");
+    touch(own, 5);
+    // SAFETY: not at a fixed address.
+    let with_others = unsafe { mmap(0, 4 * PAGE, RW, SHARED) }.expect("pages");
+    touch(with_others, 3);
+    equal("two locked", call(MLOCK, [own, 2 * PAGE]), Ok(0));
+    let after = pages(room);
+    let more: [u64; 7] = core::array::from_fn(|word| after[word] - before[word]);
+    equal("pages more", more, [12, 8, 3, 0, 0, 8, 0]);
+    let (room, other) = room.split_at_mut(ROOM);
+    let status = text("status", room);
+    let of = |name| number(status, name);
+    equal("the size", of("VmSize"), 4 * after[0]);
+    equal("what is there", of("VmRSS"), 4 * after[1]);
+    equal("of what", of("RssAnon") + of("RssFile") + of("RssShmem"), of("VmRSS"));
+    equal("not anonymous", of("RssFile") + of("RssShmem"), 4 * after[2]);
+    equal("data", of("VmData") + of("VmStk"), 4 * after[5]);
+    equal("code", of("VmExe").div_ceil(4), after[3]);
+    equal("locked", of("VmLck"), 8);
+    holds("the most", of("VmPeak") >= of("VmSize") && of("VmHWM") >= of("VmRSS"));
+    equal("there is none", (of("VmPin"), of("VmSwap"), of("HugetlbPages")), (0, 0, 0));
+    holds("tables", of("VmPTE") >= 12);
+    equal("in bytes", text("stat", other).split(' ').nth(22).and_then(|size| size.parse().ok()), Some(PAGE * after[0]));
+    let rollup = text("smaps_rollup", other);
+    equal("together", number(rollup, "Rss"), of("VmRSS"));
+    let smaps = text("smaps", room);
+    for name in COUNTS.split_whitespace().filter(|name| !name.contains("Pss")) {
+        equal(name, records(smaps).map(|(.., record)| number(record, name)).sum::<u64>(), number(rollup, name));
+    }
+    let range = rollup.split_once(' ').and_then(|(range, _)| range.split_once('-'));
+    let shown = range.map(|range| <[&str; 2]>::from(range).map(|digits| u64::from_str_radix(digits, 16).ok()));
+    let ends = [records(smaps).next().map(|first| first.0), records(smaps).last().map(|last| last.1)];
+    equal("from the first area to the last", shown, Some(ends));
+    unmap(own, 8);
+    unmap(with_others, 4);
+}
+
+/// The words of `stat` after the name, from the state on.
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.rsplit_once(") ").expect("a name").1.split_whitespace()
+}
+
+fn signals(room: &mut [u8]) {
+    apart(|| {
+        let before = mask(SIG_SETMASK, set_of(SIGUSR1)).expect("a mask");
+        set_without_handler(SIGUSR2, SIG_IGN);
+        interrupt_by(SIGHUP, 0);
+        equal("to the process", process::kill(process::id() as i32, SIGUSR1), Ok(()));
+        equal("to the thread", process::tgkill(process::id(), process::thread_id(), SIGUSR1), Ok(()));
+        let status = text("status", room);
+        let set = |name| value(status, name).and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(77);
+        let (usr1, usr2, hup) = (set_of(SIGUSR1), set_of(SIGUSR2), set_of(SIGHUP));
+        equal("pending and blocked", ["SigPnd", "ShdPnd", "SigBlk"].map(set), [usr1; 3]);
+        equal("ignored", set("SigIgn") & (usr1 | usr2 | hup), usr2);
+        equal("with a handler", set("SigCgt") & (usr1 | usr2 | hup), hup);
+        equal("a number for each", value(status, "SigCgt").map(str::len), Some(17));
+        let mut masks = words(text("stat", room)).skip(28).map(|word| word.parse().unwrap_or(77));
+        equal("in decimals", [masks.next(), masks.next()], [Some(usr1); 2]);
+        set_without_handler(SIGUSR1, SIG_IGN);
+        mask(SIG_SETMASK, before).expect("a mask");
+    });
+}
+
+fn names(room: &mut [u8]) {
+    apart(|| {
+        equal("a name", call(PRCTL, [PR_SET_NAME, c"a\nb\\ )(c".as_ptr() as u64]), Ok(0));
+        equal("in one line", value(text("status", room), "Name"), Some("\ta\\nb\\\\ )(c"));
+        let (id, parent) = (process::id(), process::parent_id());
+        let status = text("status", room);
+        equal("numbers", ["Tgid", "Pid", "PPid"].map(|name| number(status, name)), [id, id, parent].map(u64::from));
+        equal(
+            "one thread, which runs",
+            (number(status, "Threads"), value(status, "State")),
+            (1, Some("\tR (running)")),
+        );
+        let text = text("stat", room);
+        let name = text.split_once(" (").and_then(|(_, rest)| rest.rsplit_once(") "));
+        equal("as it is", name.map(|(name, _)| name), Some("a\nb\\ )(c"));
+        let at = |word: usize| words(text).nth(word - 3).and_then(|word| word.parse::<i64>().ok());
+        equal("its parent", at(4), Some(parent.into()));
+        equal("no terminal", (at(7), at(8)), (Some(0), Some(-1)));
+        equal("priority and threads", [18, 19, 20, 21].map(at), [20, 0, 1, 0].map(Some));
+        equal("it runs, and SIGCHLD comes at its end", [35, 38, 52].map(at), [0, 17, 0].map(Some));
+    });
+}
+
+fn limits(room: &mut [u8]) {
+    apart(|| {
+        equal("open files", process::limit(RLIMIT_NOFILE, 123, 456).map(drop), Ok(()));
+        equal("addresses", process::limit(RLIMIT_AS, 1 << 40, 2 << 40).map(drop), Ok(()));
+        let text = text("limits", room);
+        for line in [
+            "Limit                     Soft Limit           Hard Limit           Units     ",
+            "Max cpu time              unlimited            unlimited            seconds   ",
+            "Max stack size            8388608              unlimited            bytes     ",
+            "Max open files            123                  456                  files     ",
+            "Max address space         1099511627776        2199023255552        bytes     ",
+            "Max nice priority         0                    0                    ",
+            "Max realtime timeout      unlimited            unlimited            us        ",
+        ] {
+            holds(line, text.lines().any(|other| other == line));
+        }
+        equal("all lines", (text.lines().count(), text.len()), (17, 1323));
+    });
+}
+
+fn pieces(room: &mut [u8]) {
+    let (room, other) = room.split_at_mut(ROOM);
+    for piece in [1, 7, 1000] {
+        for file in ["smaps", "smaps_rollup", "statm", "limits"] {
+            let (whole, file) = (text(file, room), proc::open(process::id(), file).expect("a file"));
+            holds(("in pieces of", piece), proc::text(&file, other, piece) == whole);
+        }
+        let file = proc::open(process::id(), "status").expect("a file");
+        names_are(proc::text(&file, other, piece), [FIRST, MEMORY, LAST]);
+    }
+}
+
+fn positions(room: &mut [u8]) {
+    for name in FILES {
+        let file = proc::open(process::id(), name).expect("a file");
+        let mut piece = [0; 8];
+        equal((name, "pread"), call(PREAD64, [*file, piece.as_mut_ptr() as u64, 8, 3]), Ok(8));
+        equal((name, "moves nothing"), file.seek(0, SEEK_CUR), Ok(0));
+        let whole = file.read(&mut room[..ROOM]).expect("bytes");
+        holds((name, "no end"), whole < 4096 || name == "smaps");
+        equal((name, "of one text"), &piece[..], &room[3..11]);
+        equal((name, "the start"), file.seek(0, SEEK_SET), Ok(0));
+        equal((name, "to nowhere"), call(READ, [*file, NOWHERE, 100]), Err(EFAULT));
+        let huge = call(READ, [*file, room.as_mut_ptr() as u64, 1 << 28]);
+        holds((name, "as many as there are"), huge.is_ok_and(|count| count != 0 && count <= whole + 64));
+        equal((name, "far"), file.seek(1 << 40, SEEK_SET), Ok(1 << 40));
+        equal((name, "nothing there"), file.read(&mut piece), Ok(0));
+        equal((name, "the end"), file.seek(0, SEEK_END), Err(EINVAL));
+        equal((name, "written"), call(PWRITE64, [*file, NOWHERE, 1, 0]), Err(ESPIPE));
+    }
+}
+
+/// What one read gives from the start.
+fn again<'r>(file: &File, room: &'r mut [u8]) -> Result<&'r str, Errno> {
+    equal("the start", file.seek(0, SEEK_SET), Ok(0));
+    file.read(room).map(|count| core::str::from_utf8(&room[..count as usize]).expect("text"))
+}
+
+/// Reads the files of a process that ends, and has ended.
+fn others(room: &mut [u8]) {
+    let child = process::spawn::<()>(|| time::sleep_for_ever());
+    let files = FILES.map(|file| proc::open(child, file).expect("a child's"));
+    asleep_until(|| again(&files[2], room).is_ok_and(|text| value(text, "State") == Some("\tS (sleeping)")));
+    until_zombie(SIGCHLD, || process::kill(child as i32, SIGKILL).expect("a signal"));
+    equal("no areas", again(&files[0], room), Ok(""));
+    equal("nor all of them", again(&files[1], room).map(drop), Err(ESRCH));
+    let status = again(&files[2], room).expect("a status");
+    equal("its state", value(status, "State"), Some("\tZ (zombie)"));
+    equal("no descriptors", number(status, "FDSize"), 0);
+    names_are(status, [FIRST.split_once(' ').expect("names").0, FIRST.split_once("Umask ").expect("names").1, LAST]);
+    equal("no pages", again(&files[3], room), Ok("0 0 0 0 0 0 0\n"));
+    let stat = again(&files[4], room).expect("a line");
+    let at = |word: usize| words(stat).nth(word - 3);
+    equal("how it ended", (at(3), at(23), at(24), at(52)), (Some("Z"), Some("0"), Some("0"), Some("9")));
+    equal("its limits", again(&files[5], room).map(|text| text.lines().count()), Ok(17));
+    let opened = FILES.map(|file| proc::open(child, file).map(drop));
+    equal("opened", opened, core::array::from_fn(|file| if file == 1 { Err(ESRCH) } else { Ok(()) }));
+    equal("its end", process::wait(child), SIGKILL);
+    equal("it is gone", [0, 1, 2, 3, 4, 5].map(|file| again(&files[file], room).map(drop)), [Err(ESRCH); 6]);
+    equal("no name either", FILES.map(|file| proc::open(child, file).map(drop)), [Err(ENOENT); 6]);
+}
+
+fn many_areas(room: &mut [u8]) {
+    const AREAS: u64 = 2000;
+    let before = pages(room);
+    let at = map(AREAS * PAGE, RW).expect("pages");
+    for page in (0..AREAS).step_by(2) {
+        let protected = call(MPROTECT, [at + page * PAGE, PAGE, PROT_READ]);
+        equal("protected", protected, Ok(0));
+        touch(at + (page + 1) * PAGE, 1);
+    }
+    let after = pages(room);
+    equal("areas and pages", [after[0] - before[0], after[1] - before[1]], [AREAS, AREAS / 2]);
+    equal("together", number(text("smaps_rollup", room), "Rss"), 4 * after[1]);
+    let child = process::spawn::<()>(|| time::sleep_for_ever());
+    let file = proc::open(child, "smaps").expect("a child's");
+    // It ends while it is read.
+    for piece in 0.. {
+        if piece == 5 {
+            process::kill(child as i32, SIGKILL).expect("a signal");
+        }
+        match file.read(&mut room[..1000]) {
+            Ok(0) | Err(ESRCH) => break,
+            read => holds("a piece", read.is_ok()),
+        }
+    }
+    equal("its end", process::wait(child), SIGKILL);
+    unmap(at, AREAS);
+}
+
+/// Each record is of one time, however areas change between pieces.
+fn beside_changes(room: &mut [u8]) {
+    static DONE: AtomicBool = AtomicBool::new(false);
+    let changes = || {
+        let mut random = Random(1);
+        while !DONE.load(Ordering::Relaxed) {
+            let place = FAR + random.below(8) as u64 * 4 * PAGE;
+            equal("mapped", call(MMAP, [place, 2 * PAGE, RW, PRIVATE | MAP_FIXED, 0, 0]), Ok(place));
+            touch(place, random.below(3) as u64);
+            unmap(FAR, random.below(32) as u64 + 1);
+        }
+    };
+    let looks = || {
+        for round in 0..40 {
+            let file = proc::open(process::id(), "smaps").expect("a file");
+            for (start, end, record) in records(proc::text(&file, room, 100 + round)) {
+                let of = |name| number(record, name);
+                let parts = ["Shared_Clean", "Shared_Dirty", "Private_Clean", "Private_Dirty"].map(of);
+                holds(("one area", record), start < end && end - start == of("Size") << 10);
+                holds(("one count", record), of("Rss") == parts.iter().sum() && of("Rss") <= of("Size"));
+            }
+            names_are(text("status", room), [FIRST, MEMORY, LAST]);
+            let [size, present, shared, ..] = pages(room);
+            holds(("of one space", size, present, shared), shared <= present && present <= size);
+        }
+        DONE.store(true, Ordering::Relaxed);
+    };
+    beside(changes, looks);
+    unmap(FAR, 40);
+}
