@@ -193,10 +193,12 @@ fn status(record: &mut Record, of: &ProcSubject, seen: &Snapshot) {
             _ => record.extend_from_slice(&[*byte]),
         };
     }
-    let (id, process, slots) = (of.id, seen.process, if seen.space.is_some() { 64 } else { 0 });
+    // A thread that has ended has no table of descriptors either, and no mask of modes.
+    let (slots, mask) = if seen.space.is_some() { (64, "Umask:\t0022\n") } else { (0, "") };
+    let (id, process) = (of.id, seen.process);
     let _ = write!(
         record,
-        "\nUmask:\t0022\nState:\t{}\nTgid:\t{process}\nNgid:\t0\nPid:\t{id}\nPPid:\t{}\nTracerPid:\t0\n\
+        "\n{mask}State:\t{}\nTgid:\t{process}\nNgid:\t0\nPid:\t{id}\nPPid:\t{}\nTracerPid:\t0\n\
         Uid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\nFDSize:\t{slots}\nGroups:\t \n\
         NStgid:\t{process}\nNSpid:\t{id}\nNSpgid:\t0\nNSsid:\t0\nKthread:\t0\n",
         seen.state, seen.parent,
