@@ -115,12 +115,13 @@ fn forms(room: &mut [u8]) {
     }
 }
 
-fn areas(room: &mut [u8]) {
-    let place = |page: u64| FAR + page * PAGE;
-    let fixed = |page, pages, protection, flags, file| {
-        let answer = call(MMAP, [place(page), pages * PAGE, protection, flags | MAP_FIXED, file, 0]);
-        equal(("mapped", page), answer, Ok(place(page)));
-    };
+/// Where the pages of [`areas`] are.
+const fn place(page: u64) -> u64 {
+    FAR + page * PAGE
+}
+
+/// Maps areas, and gives them properties and pages.
+fn make_areas() {
     let memfd = File::memory(c"accounts", 0).expect("a file");
     equal("its size", memfd.resize(4 * PAGE), Ok(0));
     for (page, protection, flags, file) in [
@@ -139,7 +140,8 @@ fn areas(room: &mut [u8]) {
         (130, RW, PRIVATE, 0),
         (140, PROT_READ | PROT_EXEC, PRIVATE, 0),
     ] {
-        fixed(page, 4, protection, flags, file);
+        let answer = call(MMAP, [place(page), 4 * PAGE, protection, flags | MAP_FIXED, file, 0]);
+        equal(("mapped", page), answer, Ok(place(page)));
     }
     touch(place(0), 3);
     equal("locked", call(MLOCK, [place(20), 4 * PAGE]), Ok(0));
@@ -153,6 +155,10 @@ fn areas(room: &mut [u8]) {
     touch(place(100), 1);
     equal("wiped", advise(place(120), 4, MADV_WIPEONFORK), Ok(0));
     equal("not for children", advise(place(130), 4, MADV_DONTFORK), Ok(0));
+}
+
+fn areas(room: &mut [u8]) {
+    make_areas();
     let text = text("smaps", room);
     for (page, [present, share, shared, anonymous, locked], properties) in [
         (0, [12, 12, 0, 12, 0], "rd wr mr mw me ac"),

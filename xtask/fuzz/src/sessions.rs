@@ -17,7 +17,8 @@ use granule_runner::serial::Limit;
 use super::{SESSION_LIMIT, files};
 
 /// Programs of target tests, as they run at the monitor.
-const PROGRAMS: [&str; 29] = [
+const PROGRAMS: [&str; 30] = [
+    "run accounts",
     "run calls",
     "run mappings",
     "run refusals",

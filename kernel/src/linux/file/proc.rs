@@ -231,6 +231,8 @@ mod tests {
         assert_eq!(find("proc/self/pagemap"), Some(ProcEntry::File(ProcId::Own, ProcFile::Pagemap)));
         assert_eq!(find("proc/7/pagemap"), Some(ProcEntry::File(ProcId::Number(7), ProcFile::Pagemap)));
         assert_eq!(find("proc/7/maps"), Some(ProcEntry::File(ProcId::Number(7), ProcFile::Maps)));
+        assert_eq!(find("proc/7/stat"), Some(ProcEntry::File(ProcId::Number(7), ProcFile::Stat)));
+        assert_eq!(find("proc/self/smaps_rollup"), Some(ProcEntry::File(ProcId::Own, ProcFile::SmapsRollup)));
         for path in ["", "pro", "procs", "proc/", "proc/07", "proc/0", "proc/+1", "proc/1x", "proc/4294967296"] {
             assert_eq!(find(path), None, "{path}");
         }

@@ -254,9 +254,9 @@ mod tests {
     use granule_arch::descriptor::Protection;
     use granule_pgtable::PageRange;
 
-    use super::{Cursor, Record, line};
+    use super::{Cursor, Record, line, rollup, smaps};
     use crate::linux::errno::Errno;
-    use crate::mm::space::{Area, ProgramHeap};
+    use crate::mm::space::{Area, ProgramHeap, Resident, SHARE_SHIFT};
 
     /// Reads up to `bytes` bytes, from records of so many bytes, each of its letter, one for each address, of which memory
     /// takes `room`.
@@ -343,5 +343,32 @@ mod tests {
         assert_eq!(shown(0xffff_d97e_5000, 1, Protection::READ.and(Protection::EXECUTE)), of_trampoline);
         let highest = shown(0xffff_ffff_f000, 1, Protection::EXECUTE);
         assert_eq!(highest, "fffffffff000-1000000000000 --xp 00000000 00:00 0 \n");
+    }
+
+    #[test]
+    fn rows_of_smaps_are_those_of_linux() {
+        let pages = Resident {
+            bytes: [16 * PAGE, PAGE, 0],
+            shares: [(8 * PAGE + PAGE / 2) << SHARE_SHIFT, PAGE << SHARE_SHIFT, 1],
+            by_use: [0, 15 * PAGE, PAGE, PAGE],
+            locked_share: 1 << 60,
+            has_guards: true,
+            ..Resident::default()
+        };
+        let writable = Protection::READ.and(Protection::WRITE);
+        let area = Area::sample(PageRange::new(VirtAddr(0x1_0000), 16 * PAGE).unwrap(), writable);
+        let mut record = Record::new();
+        smaps(&mut record, &area, &pages);
+        let text = str::from_utf8(&record).unwrap();
+        let start = "Size:                 64 kB\nKernelPageSize:        4 kB\nMMUPageSize:           4 kB\n\
+            Rss:                  68 kB\nPss:                  38 kB\nPss_Dirty:             0 kB\n\
+            Shared_Clean:          0 kB\nShared_Dirty:         60 kB\n";
+        assert!(text.starts_with(start), "{text}");
+        let end = "Locked:          274877906944 kB\nTHPeligible:           0\nVmFlags: rd wr mr mw me gu ac \n";
+        assert!(text.ends_with(end), "{text}");
+        record.clear();
+        rollup(&mut record, VirtAddr(0x40_0000), VirtAddr(0xffff_ee64_3000), &pages);
+        let start = std::format!("{:73}[rollup]\nRss:   ", "00400000-ffffee643000 ---p 00000000 00:00 0");
+        assert!(str::from_utf8(&record).unwrap().starts_with(&start));
     }
 }
