@@ -364,7 +364,7 @@ mod tests {
             Rss:                  68 kB\nPss:                  38 kB\nPss_Dirty:             0 kB\n\
             Shared_Clean:          0 kB\nShared_Dirty:         60 kB\n";
         assert!(text.starts_with(start), "{text}");
-        let end = "Locked:          274877906944 kB\nTHPeligible:           0\nVmFlags: rd wr mr mw me gu ac \n";
+        let end = "Locked:         274877906944 kB\nTHPeligible:           0\nVmFlags: rd wr mr mw me gu ac \n";
         assert!(text.ends_with(end), "{text}");
         record.clear();
         rollup(&mut record, VirtAddr(0x40_0000), VirtAddr(0xffff_ee64_3000), &pages);

@@ -66,8 +66,11 @@ impl Resident {
     /// Adds `bytes` bytes of a kind that are mapped `mappings` times.
     fn add(&mut self, kind: usize, bytes: u64, mappings: u32, is_dirty: bool, is_locked: bool) {
         let share = (bytes << SHARE_SHIFT) / u64::from(mappings.max(1));
-        self.bytes[kind] += bytes;
-        self.shares[kind] += share;
+        for (sums, more) in [(&mut self.bytes, bytes), (&mut self.shares, share)] {
+            if let Some(sum) = sums.get_mut(kind) {
+                *sum += more;
+            }
+        }
         self.dirty_share += if is_dirty { share } else { 0 };
         self.locked_share += if is_locked { share } else { 0 };
         self.by_use[usize::from(mappings < 2) * 2 + usize::from(is_dirty)] += bytes;
