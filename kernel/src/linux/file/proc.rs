@@ -141,14 +141,10 @@ mod target {
         Records(ProcFile, ProcSubject, Records),
     }
 
-    /// Makes the first record of a file of a process from an address on, and returns the address after it; `None` after the
-    /// last.
-    pub(super) type Following<'f> =
-        &'f dyn Fn(&ProcSubject, ProcFile, VirtAddr, &mut Record) -> Result<Option<VirtAddr>, Errno>;
-
     impl ProcContents {
         /// Has `store` store what there is from `position` on, up to `bytes` bytes, until it stores less than it is
-        /// given; returns how many bytes there were.
+        /// given; returns how many bytes there were. `following` makes the first record of a file from an address on, and
+        /// returns the address after it; `None` after the last.
         ///
         /// # Errors
         /// `EINVAL` (not whole words), `EFAULT`, `ENOMEM`, those of `following`.
@@ -156,7 +152,7 @@ mod target {
             &self,
             position: u64,
             bytes: u64,
-            following: Following<'_>,
+            following: &impl Fn(&ProcSubject, ProcFile, VirtAddr, &mut Record) -> Result<Option<VirtAddr>, Errno>,
             store: &mut dyn FnMut(&[u8]) -> usize,
         ) -> Result<u64, Errno> {
             match self {
