@@ -389,6 +389,7 @@ fn many_areas(room: &mut [u8]) {
     const AREAS: u64 = 2000;
     let before = pages(room);
     let at = map(AREAS * PAGE, RW).expect("pages");
+    equal("no blocks", advise(at, AREAS, MADV_NOHUGEPAGE), Ok(0));
     for page in (0..AREAS).step_by(2) {
         let protected = call(MPROTECT, [at + page * PAGE, PAGE, PROT_READ]);
         equal("protected", protected, Ok(0));
