@@ -1,5 +1,4 @@
-//! What the files of `/proc/PID` have of a process beside its areas: `smaps`, `smaps_rollup`, `status`, `statm`, `stat` and
-//! `limits`.
+//! `/proc/PID/smaps`, `smaps_rollup`, `status`, `statm`, `stat` and `limits`: the text that they have of a process.
 //!
 //! Each answer is Linux's.
 
@@ -47,7 +46,7 @@ fn text<'r>(file: &str, room: &'r mut [u8]) -> &'r str {
     proc::text(&proc::open(process::id(), file).expect(file), room, ROOM)
 }
 
-/// What follows the name of a line.
+/// The rest of a line after its name.
 fn value<'t>(text: &'t str, name: &str) -> Option<&'t str> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
 }
@@ -355,7 +354,7 @@ fn positions(room: &mut [u8]) {
     }
 }
 
-/// What one read gives from the start.
+/// The text of one read from the start.
 fn again<'r>(file: &File, room: &'r mut [u8]) -> Result<&'r str, Errno> {
     equal("the start", file.seek(0, SEEK_SET), Ok(0));
     file.read(room).map(|count| core::str::from_utf8(&room[..count as usize]).expect("text"))

@@ -36,7 +36,7 @@ pub enum ProcFile {
     Pagemap,
     /// A line for each area.
     Maps,
-    /// The same, with the pages that are there, and properties.
+    /// The line of each area, the pages of it that are there, and its properties.
     Smaps,
     /// The pages of all areas together.
     SmapsRollup,

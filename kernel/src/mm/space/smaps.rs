@@ -21,7 +21,7 @@ pub const SHARE_SHIFT: u32 = 12;
 pub struct Resident {
     /// Anonymous ones, those of files, those of shared memory.
     pub bytes: [u64; 3],
-    /// The same, each page divided by how often it is mapped; with [`SHARE_SHIFT`] bits of fractions.
+    /// These, each page divided by how often it is mapped; with [`SHARE_SHIFT`] bits of fractions.
     pub shares: [u64; 3],
     /// Those of written pages, likewise.
     pub dirty_share: u64,

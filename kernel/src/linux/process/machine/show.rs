@@ -1,7 +1,7 @@
 //! The text of a process in the files of `/proc` (Linux: `fs/proc/array.c`, `fs/proc/base.c`).
 //!
-//! What is not counted here is 0, as on a Linux where nothing of the kind has happened; addresses are as a reader without
-//! permission to trace finds them there. `docs/ref/linux.md` lists both.
+//! A number that is not counted here is 0, as on a Linux where nothing of the kind has happened; addresses are as a reader
+//! without permission to trace finds them there. `docs/ref/linux.md` lists both.
 
 use core::array;
 use core::fmt::Write;
@@ -44,7 +44,7 @@ const LIMITS: [(&str, &str); RLIM_NLIMITS] = [
     ("realtime timeout", "us"),
 ];
 
-/// What the locks guard, as it was at one moment.
+/// The state that the locks guard, at one moment.
 struct Snapshot {
     process: u32,
     parent: u32,
