@@ -425,14 +425,13 @@ fn an_interrupt_controller_that_does_not_answer_is_a_message() {
     }
 }
 
-/// The tree of a machine with a virtio device in its first place, whose node is taken out and has `change` in front of
-/// it; what the first use of the device prints.
-fn use_device(machine: &str, name: &str, change: impl FnOnce(&[u8]) -> Vec<u32>) -> String {
-    const NAMES: &[u8] = b"iommus\0";
+/// Boots with another node for the first place of a virtio device, which has this property and no interrupt; what the
+/// first uses of the device print.
+fn use_device(machine: &str, name: &str, property: &str, cells: impl FnOnce(&[u8]) -> Vec<u32>) -> String {
     let mut machine = machine::named(machine).unwrap();
     machine.devices = vec!["virtio-rng-mmio,bus=virtio-mmio-bus.0".into()];
     let mut tree = tree_of(machine.clone(), name);
-    let cells = change(&tree);
+    let cells = cells(&tree);
     let (own, place) = ("virtio_mmio@a000000", [0, 0xa00_0000, 0, 0x200_u32]);
     let names = [b"compatible".as_slice(), b"reg"].map(|name| {
         let strings = word(&tree, 12);
@@ -445,19 +444,17 @@ fn use_device(machine: &str, name: &str, change: impl FnOnce(&[u8]) -> Vec<u32>)
     let mut nodes: Vec<u32> = vec![BEGIN_NODE, u32::from_be_bytes(*b"dev\0")];
     nodes.extend([PROPERTY, 12, names[0]].into_iter().chain(text_words(b"virtio,mmio\0")));
     nodes.extend([PROPERTY, 16, names[1]].into_iter().chain(place));
-    if !cells.is_empty() {
-        nodes.extend([PROPERTY, 4 * cells.len() as u32, word(&tree, 32) as u32].into_iter().chain(cells));
-    }
+    nodes.extend([PROPERTY, 4 * cells.len() as u32, word(&tree, 32) as u32].into_iter().chain(cells));
     nodes.push(END_NODE);
     let nodes: Vec<u8> = nodes.into_iter().flat_map(u32::to_be_bytes).collect();
-    let mut tree = with_nodes(&tree, &nodes, NAMES);
+    let mut tree = with_nodes(&tree, &nodes, format!("{property}\0").as_bytes());
     let size = tree.len() as u32 + (64 << 10);
     resize(&mut tree, size);
     let mut session = boot_of(&machine, name, &tree);
     let banner = session.prompt().unwrap();
     let area = session.command("vmalloc 1").unwrap();
-    let used = session.command("rng $ 8").unwrap();
-    format!("{banner}{area}{used}")
+    let used = ["rng $ 8", "rng $ 128"].map(|line| session.command(line).unwrap());
+    format!("{banner}{area}{}", used.concat())
 }
 
 fn text_words(text: &[u8]) -> impl Iterator<Item = u32> {
@@ -469,7 +466,8 @@ fn text_words(text: &[u8]) -> impl Iterator<Item = u32> {
 #[test]
 fn a_virtio_device_behind_an_smmu_has_the_stream_of_its_node() {
     let smmu = |tree: &[u8]| word(tree, value(tree, "smmuv3@9050000", "phandle").start) as u32;
-    let uses = |name: &str, iommus: &dyn Fn(u32) -> Vec<u32>| use_device("default", name, |tree| iommus(smmu(tree)));
+    let uses =
+        |name: &str, iommus: &dyn Fn(u32) -> Vec<u32>| use_device("default", name, "iommus", |tree| iommus(smmu(tree)));
     for (name, iommus, says) in [
         ("stream", (|smmu| vec![smmu, 0x77]) as fn(u32) -> Vec<u32>, "the device offers no ACCESS_PLATFORM"),
         ("far", |smmu| vec![smmu, !0], "stream 0xffffffff is none of this SMMU's"),
@@ -482,13 +480,14 @@ fn a_virtio_device_behind_an_smmu_has_the_stream_of_its_node() {
     }
 }
 
-/// Its node has neither `interrupts` nor `dma-coherent`: the rings are in memory that no cache has, and it is polled.
+/// Its node has no `interrupts`: it is polled. Its rings are in memory that no cache has.
 #[test]
 fn a_virtio_device_that_does_not_see_the_caches_is_driven() {
-    let said = use_device("a72", "uncached", |_| Vec::new());
+    let said = use_device("a72", "uncached", "dma-noncoherent", |_| Vec::new());
     assert!(
         said.contains("virtio device at 0xa000000: no interrupt: the device tree has none; it is polled"),
         "{said}"
     );
     assert!(said.contains("whole lines of 128 bytes"), "8 bytes are less than it may write: {said}");
+    assert!(said.contains("128 bytes, in 1 transfer"), "{said}");
 }
