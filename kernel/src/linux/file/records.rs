@@ -15,6 +15,9 @@ use crate::mm::space::{Area, ProgramHeap, Resident, SHARE_SHIFT};
 /// have up to 8 digits.
 pub type Record = heapless::Vec<u8, 1664>;
 
+/// Makes the first record from an address on, and returns the address after it; `None` after the last.
+type Following<'f> = &'f mut dyn FnMut(VirtAddr, &mut Record) -> Result<Option<VirtAddr>, Errno>;
+
 /// The column of a name.
 const NAME_COLUMN: usize = 73;
 
@@ -52,7 +55,7 @@ impl Cursor {
         &mut self,
         position: u64,
         bytes: u64,
-        following: &mut dyn FnMut(VirtAddr, &mut Record) -> Result<Option<VirtAddr>, Errno>,
+        following: Following<'_>,
         store: &mut dyn FnMut(&[u8]) -> usize,
     ) -> Result<u64, Errno> {
         let (mut done, mut error) = (0, None);
@@ -214,7 +217,7 @@ mod target {
             &self,
             position: u64,
             bytes: u64,
-            following: &mut dyn FnMut(VirtAddr, &mut Record) -> Result<Option<VirtAddr>, Errno>,
+            following: Following<'_>,
             store: &mut dyn FnMut(&[u8]) -> usize,
         ) -> Result<u64, Errno> {
             if bytes == 0 {
