@@ -468,13 +468,14 @@ fn a_virtio_device_behind_an_smmu_has_the_stream_of_its_node() {
     let smmu = |tree: &[u8]| word(tree, value(tree, "smmuv3@9050000", "phandle").start) as u32;
     let uses =
         |name: &str, iommus: &dyn Fn(u32) -> Vec<u32>| use_device("default", name, "iommus", |tree| iommus(smmu(tree)));
-    for (name, iommus, says) in [
-        ("stream", (|smmu| vec![smmu, 0x77]) as fn(u32) -> Vec<u32>, "the device offers no ACCESS_PLATFORM"),
+    let cases: [(&str, fn(u32) -> Vec<u32>, &str); 5] = [
+        ("stream", |smmu| vec![smmu, 0x77], "the device offers no ACCESS_PLATFORM"),
         ("far", |smmu| vec![smmu, !0], "stream 0xffffffff is none of this SMMU's"),
         ("phandle", |_| vec![0x7777, 0x77], "the SMMU in front of the device (phandle 0x7777) is not driven"),
         ("cells", |smmu| vec![smmu], "dev: bad iommus; it is left out"),
         ("cells", |smmu| vec![smmu], "the machine has no rng of number 0"),
-    ] {
+    ];
+    for (name, iommus, says) in cases {
         let said = uses(name, &iommus);
         assert!(said.contains(says), "{name}:\n{said}");
     }
