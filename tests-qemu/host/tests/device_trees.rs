@@ -432,14 +432,13 @@ fn use_device(machine: &str, name: &str, property: &str, cells: impl FnOnce(&[u8
     machine.devices = vec!["virtio-rng-mmio,bus=virtio-mmio-bus.0".into()];
     let mut tree = tree_of(machine.clone(), name);
     let cells = cells(&tree);
-    let (own, place) = ("virtio_mmio@a000000", [0, 0xa00_0000, 0, 0x200_u32]);
-    let names = [b"compatible".as_slice(), b"reg"].map(|name| {
-        let strings = word(&tree, 12);
-        let all = &tree[strings..strings + word(&tree, 32)];
-        let wanted = [b"\0", name, b"\0"].concat();
-        all.windows(wanted.len()).position(|window| window == wanted).unwrap() as u32 + 1
-    });
-    let compatible = value(&tree, own, "compatible").start;
+    let (own, place) = (b"virtio_mmio@a000000\0", [0, 0xa00_0000, 0, 0x200_u32]);
+    let find = |from: usize, wanted: &[u8]| {
+        from + tree[from..].windows(wanted.len()).position(|window| window == wanted).unwrap()
+    };
+    let strings = word(&tree, 12);
+    let names = [b"compatible\0".as_slice(), b"reg\0"].map(|name| (find(strings, name) - strings) as u32);
+    let compatible = find(find(word(&tree, 8), own), b"virtio,mmio\0");
     tree[compatible] = b'x';
     let mut nodes: Vec<u32> = vec![BEGIN_NODE, u32::from_be_bytes(*b"dev\0")];
     nodes.extend([PROPERTY, 12, names[0]].into_iter().chain(text_words(b"virtio,mmio\0")));
