@@ -70,6 +70,9 @@ pub enum BindRefused {
     /// The SMMU cannot tell it from another device.
     #[error("another device has stream {0:#x} as well")]
     SharedStream(u32),
+    /// It did not come out of a reset, so its SMMU keeps it from memory.
+    #[error("the device did not come out of its reset, and is kept from memory")]
+    CutOff,
     /// The SMMU, or the want of one.
     #[error(transparent)]
     Bind(#[from] BindError),

@@ -77,8 +77,10 @@ impl Driver for VirtioBlk {
 
     fn start(cpu: &Cpu, claim: VirtioClaim, slot: &'static Slot<Self>) -> Result<Self, StartError> {
         let device = VirtioDevice::start(cpu, claim, READ_ONLY, slot, &slot.fixed, &slot.arrivals)?;
-        let sectors = device.transport().configuration_64(CAPACITY)?;
-        Ok(Self { device, sectors })
+        match device.transport().configuration_64(CAPACITY) {
+            Ok(sectors) => Ok(Self { device, sectors }),
+            Err(error) => Err(device.end(cpu, error).into()),
+        }
     }
 
     fn isolation(&self) -> Result<(), BindRefused> {

@@ -42,7 +42,10 @@ pub(super) type VirtioLines<'t> = Vec<Interrupts<'t>, MAX_VIRTIO>;
 pub(super) fn add<'t>(platform: &mut Platform, lines: &mut VirtioLines<'t>, node: &Node<'t, '_>) {
     let place = match lines.is_full() {
         true => Err(PlatformError::TooMany { what: "virtio,mmio nodes", limit: MAX_VIRTIO }),
-        false => read(node),
+        false => read(node).and_then(|place| {
+            let overlaps = |other: &VirtioMmio| other.registers.overlaps(place.registers);
+            if platform.virtio.iter().any(overlaps) { Err(node.bad("reg")) } else { Ok(place) }
+        }),
     };
     if let Some(place) = dispensable(place) {
         // There is room in both.
@@ -89,16 +92,16 @@ impl Platform {
     /// The registers of virtio devices in whole pages, adjacent ones in one piece: QEMU has eight in a page.
     pub fn virtio_registers(&self) -> Vec<PhysRange, MAX_VIRTIO> {
         let mut pieces: Vec<PhysRange, MAX_VIRTIO> = Vec::new();
-        for pages in self.virtio.iter().filter_map(|place| outwards(place.registers)) {
-            let touches = |piece: &&mut PhysRange| piece.start() <= pages.end() && pages.start() <= piece.end();
-            match pieces.iter_mut().find(touches) {
-                Some(piece) => {
-                    let (start, end) = (piece.start().min(pages.start()), piece.end().max(pages.end()));
-                    *piece = PhysRange::new(start, end).unwrap_or(*piece);
-                }
-                // There are no more pieces than places.
-                None => _ = pieces.push(pages),
+        for mut pages in self.virtio.iter().filter_map(|place| outwards(place.registers)) {
+            // It may close the gap between others.
+            while let Some(index) =
+                pieces.iter().position(|piece| piece.start() <= pages.end() && pages.start() <= piece.end())
+            {
+                let piece = pieces.swap_remove(index);
+                pages = PhysRange::new(piece.start().min(pages.start()), piece.end().max(pages.end())).unwrap_or(pages);
             }
+            // There are no more pieces than places.
+            let _ = pieces.push(pages);
         }
         pieces
     }

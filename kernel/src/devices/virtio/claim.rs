@@ -59,11 +59,16 @@ impl VirtioClaim {
     }
 
     /// Lets the device access memory, or no longer; `dma` is its way there.
-    pub(super) fn set_reaches_memory(&self, dma: &DmaDevice, on: bool) {
+    pub(super) fn set_reaches_memory(&self, cpu: &Cpu, dma: &DmaDevice, on: bool) {
         match self {
             Self::Function(claim) => claim.set_bus_master(on),
-            Self::Node(claim) => claim.set_reaches_memory(dma, on),
+            Self::Node(claim) => claim.set_reaches_memory(cpu, dma, on),
         }
+    }
+
+    /// Whether its SMMU keeps it from memory, which a binding would end.
+    pub(super) fn is_cut_off(&self) -> bool {
+        matches!(self, Self::Node(claim) if claim.is_cut_off())
     }
 
     /// Whether [`Self::set_reaches_memory`] keeps a device from memory that does not obey a reset.
@@ -91,19 +96,11 @@ impl VirtioClaim {
         Ok(vector.inspect_err(|error| crate::log::warn!("{error}; it is polled")).ok())
     }
 
-    /// Its driver has looked after it.
+    /// A request has come to a good end.
     #[inline]
     pub(super) fn attended(&self) {
         if let Self::Node(claim) = self {
             claim.attended();
-        }
-    }
-
-    /// Whether interrupts that it has arrive still.
-    pub(super) fn is_listened_to(&self) -> bool {
-        match self {
-            Self::Function(_) => true,
-            Self::Node(claim) => claim.is_listened_to(),
         }
     }
 

@@ -20,6 +20,7 @@ use super::structures::Windows;
 use super::transport::{Doorbell, Registers, Translation, Transport, TransportError};
 use crate::chip::interrupt::InterruptHandler;
 use crate::chip::timer::Deadline;
+use crate::devices::lines;
 use crate::devices::pci::InterruptVector;
 use crate::devices::slot::{Arrivals, BindRefused, StartError};
 use crate::iommu::{Coherent, DmaDevice, IsOthers, Resolution};
@@ -73,33 +74,21 @@ impl VirtioDevice {
         let vector = claim.set_interrupt(cpu, &dma, handler)?;
         // After the calls that may fail and would not give it back.
         let page = dma.alloc_coherent(cpu, PAGE_SIZE)?;
-        claim.set_reaches_memory(&dma, true);
-        match Self::set_up(&transport, &page, vector, &mut requests.write()) {
+        claim.set_reaches_memory(cpu, &dma, true);
+        let set_up = Self::set_up(&transport, &page, vector, &mut requests.write());
+        match set_up {
             Ok(doorbell) => {
                 transport.driver_ok();
-                Ok(Self {
-                    transport,
-                    doorbell,
-                    dma,
-                    page,
-                    vector,
-                    requests,
-                    arrivals,
-                    resets: AtomicU64::new(0),
-                    claim,
-                })
+                let resets = AtomicU64::new(0);
+                Ok(Self { transport, doorbell, dma, page, vector, requests, arrivals, resets, claim })
             }
-            Err(error) => {
-                let cut_off = || claim.set_reaches_memory(&dma, false);
-                let (ended, is_quiet) = end_start(&transport, error, cut_off);
-                if is_quiet || claim.can_be_cut_off(&dma) {
-                    dma.free_coherent(cpu, page);
-                } else {
-                    crate::log::error!("{claim}: nothing keeps it from memory: the page of its queue stays taken");
-                }
-                Err(ended.into())
-            }
+            Err(error) => Err(end(cpu, (&transport, &dma, page), &claim, error).into()),
         }
+    }
+
+    /// Ends the device, whose start failed with `error` after [`Self::start`]; returns that, or that it does not obey.
+    pub(in crate::devices) fn end(self, cpu: &Cpu, error: TransportError) -> TransportError {
+        end(cpu, (&self.transport, &self.dma, self.page), &self.claim, error)
     }
 
     fn set_up(
@@ -171,6 +160,9 @@ impl VirtioDevice {
     ) -> Result<(), BindRefused> {
         let mut requests = self.requests.write();
         self.attend(&mut requests);
+        if self.claim.is_cut_off() {
+            return Err(BindRefused::CutOff);
+        }
         match requests.in_flight() {
             0 => change(&self.dma),
             some => Err(BindRefused::InFlight(some)),
@@ -204,7 +196,7 @@ impl VirtioDevice {
             let mut requests = self.requests.write();
             self.attend(&mut requests);
             if let Some(result) = requests.take(ticket) {
-                return result;
+                return result.inspect(|_| self.claim.attended());
             }
             patience.look(&requests, ticket, || Deadline::after(PATIENCE));
             if self.is_cut_off() {
@@ -220,7 +212,7 @@ impl VirtioDevice {
                 continue;
             }
             drop(requests);
-            let interrupts = self.vector.is_some() && self.claim.is_listened_to();
+            let interrupts = self.vector.is_some_and(arrives);
             let at_most = if interrupts { LOOK } else { POLL };
             if !self.arrivals.wait(seen, at_most) && interrupts && self.requests.read().has_some() {
                 self.arrivals.note_missing();
@@ -250,7 +242,6 @@ impl VirtioDevice {
 
     /// Looks after what the device has handed back, and after the device.
     fn attend(&self, requests: &mut WriteGuard<'_, Requests>) {
-        self.claim.attended();
         if !requests.has_some() {
             if self.transport.needs_reset() {
                 crate::log::debug!("{}: it asks for a reset", self.claim);
@@ -291,14 +282,14 @@ impl VirtioDevice {
                 requests.restart(&mut |segment, _| self.resolve(segment, &|_| true));
                 self.dma.forget_refusals();
                 // Off where it did not come back before.
-                self.claim.set_reaches_memory(&self.dma, true);
+                self.claim.set_reaches_memory(this_cpu(), &self.dma, true);
                 self.transport.driver_ok();
                 self.transport.notify(self.doorbell);
             }
             Err(error) => {
                 crate::log::error!("{}: {error}", self.claim);
                 // The reset may not have reached it: its access to memory is cut off.
-                self.claim.set_reaches_memory(&self.dma, false);
+                self.claim.set_reaches_memory(this_cpu(), &self.dma, false);
                 requests.abandon(RequestError::Gone(error));
             }
         }
@@ -307,6 +298,30 @@ impl VirtioDevice {
     fn resolve(&self, segment: Segment, is_others: &IsOthers<'_>) -> Resolution {
         self.dma.resolve(this_cpu(), segment.range(), segment.access(), is_others)
     }
+}
+
+/// Whether interrupts by `vector` arrive: a line may have been disabled.
+fn arrives(vector: InterruptVector) -> bool {
+    match vector {
+        InterruptVector::Pin { intid } | InterruptVector::Line { intid } => lines::is_enabled(intid),
+        InterruptVector::MsiX { .. } | InterruptVector::Msi { .. } => true,
+    }
+}
+
+/// Ends a start that failed with `error`, with the page of the device's queue: see [`end_start`].
+fn end(
+    cpu: &Cpu,
+    (transport, dma, page): (&Transport<Windows>, &DmaDevice, Coherent),
+    claim: &VirtioClaim,
+    error: TransportError,
+) -> TransportError {
+    let (ended, is_quiet) = end_start(transport, error, || claim.set_reaches_memory(cpu, dma, false));
+    if is_quiet || claim.can_be_cut_off(dma) {
+        dma.free_coherent(cpu, page);
+    } else {
+        crate::log::error!("{claim}: nothing keeps it from memory: the page of its queue stays taken");
+    }
+    ended
 }
 
 /// Ends a start that failed with `error`: `cut_off` keeps the device from memory first. Returns `error`, or that the

@@ -5,8 +5,8 @@
 //! those with a device become [`nodes`], which drivers claim as they do functions. The registers are input like all
 //! else: a place that is not one, or has a device of another version, is left out with a warning.
 //!
-//! The interrupt is acknowledged at the device before the handler ends, so a level does not arrive again. A device that
-//! interrupts all the same while its driver has looked after nothing is listened to no longer, and polled.
+//! The interrupt is acknowledged at the device before the handler ends, so a level does not arrive again. The line of a
+//! device that interrupts all the same while it does nothing is disabled, and the device polled.
 
 #![allow(unsafe_code, reason = "registers at the addresses of the device tree")]
 
@@ -22,12 +22,12 @@ use thiserror::Error;
 use super::structures::Windows;
 use super::transport::RegisterWidth::Word;
 use super::transport::{Notification, Register, RegisterGroup, RegisterLayout};
-use crate::chip::interrupt::{self, InterruptHandler};
+use crate::chip::interrupt::InterruptHandler;
 use crate::devices::lines::{self, InterruptSource, LineError};
 use crate::devices::pci::{self, Function, Id, InterruptVector, MmioRegion};
 use crate::iommu::{self, AttachError, BusPath, DmaDevice, DmaMask, Mode};
 use crate::mm::OutOfMemory;
-use crate::platform::{MappedId, Platform, Trigger, VIRTIO_REGISTERS, VirtioMmio};
+use crate::platform::{MappedId, Platform, VIRTIO_REGISTERS, VirtioMmio};
 use crate::smp::Cpu;
 use crate::sync::{IrqLock, rank};
 use crate::trap::probe::{self, ProbeFault};
@@ -55,8 +55,8 @@ mod register {
 
 /// The reasons for an interrupt: used buffers, and a change of the configuration.
 const REASONS: u32 = 0b11;
-/// Interrupts of a device since its driver looked after it last, after which it is listened to no longer. A device has
-/// one for each buffer at most, of which a queue has less than a hundredth.
+/// Interrupts of a device since a request of its driver came to a good end last, after which its line is disabled. A device
+/// has one for each buffer at most, of which a queue has less than a hundredth.
 const MOST_UNATTENDED: u32 = 10_000;
 
 /// Where the registers are that all virtio devices have.
@@ -124,10 +124,8 @@ pub struct Node {
     registers: VirtAddr,
     id: Id,
     owner: IrqLock<Option<&'static str>, { rank::DEVICE }>,
-    /// Interrupts since its driver looked after it last.
+    /// Interrupts since its driver had something from it last.
     unattended: AtomicU32,
-    /// It is listened to no longer: see [`MOST_UNATTENDED`].
-    is_silenced: AtomicBool,
 }
 
 static NODES: Once<&'static [Node]> = Once::new();
@@ -200,14 +198,7 @@ enum NoLine {
 
 impl Node {
     fn new(place: &'static VirtioMmio, registers: VirtAddr, id: Id) -> Self {
-        Self {
-            place,
-            registers,
-            id,
-            owner: IrqLock::new(None),
-            unattended: AtomicU32::new(0),
-            is_silenced: AtomicBool::new(false),
-        }
+        Self { place, registers, id, owner: IrqLock::new(None), unattended: AtomicU32::new(0) }
     }
 
     /// Its place in the device tree.
@@ -236,7 +227,6 @@ impl Node {
             None => {
                 *owner = Some(name);
                 self.unattended.store(0, Ordering::Relaxed);
-                self.is_silenced.store(false, Ordering::Relaxed);
                 Ok(NodeClaim { node: self, is_cut_off: AtomicBool::new(false) })
             }
         }
@@ -258,12 +248,12 @@ impl Node {
 
 impl InterruptSource for Node {
     fn has_interrupted(&self) -> bool {
-        // An edge comes when the device has had no reason before: none may be left. A level arrives again for those.
+        // An edge comes when the device has had no reason before: none may be left. And a read comes after the
+        // acknowledgement, so a level is down before the interrupt ends.
         const MOST_LOOKS: usize = 4;
         let registers = self.region();
-        let is_edge = self.place.interrupt.is_some_and(|interrupt| interrupt.trigger == Trigger::Edge);
         let mut has_reason = false;
-        for _ in 0..if is_edge { MOST_LOOKS } else { 1 } {
+        for _ in 0..MOST_LOOKS {
             let reasons = registers.read32(register::INTERRUPT_STATUS) & REASONS;
             if reasons == 0 {
                 break;
@@ -271,7 +261,7 @@ impl InterruptSource for Node {
             registers.write32(register::INTERRUPT_ACKNOWLEDGE, reasons);
             has_reason = true;
         }
-        if has_reason && self.unattended.fetch_add(1, Ordering::Relaxed) == MOST_UNATTENDED {
+        if has_reason && self.unattended.fetch_add(1, Ordering::Relaxed) >= MOST_UNATTENDED {
             self.silence();
         }
         has_reason
@@ -281,10 +271,10 @@ impl InterruptSource for Node {
 impl Node {
     #[cold]
     fn silence(&self) {
-        self.is_silenced.store(true, Ordering::Relaxed);
+        self.unattended.store(0, Ordering::Relaxed);
         if let Some(interrupt) = self.place.interrupt {
             crate::log::error!("{self}: it interrupts without end; interrupt {} is disabled", interrupt.intid);
-            interrupt::disable(interrupt.intid);
+            lines::disable(interrupt.intid);
         }
     }
 }
@@ -326,15 +316,23 @@ impl NodeClaim {
         iommu::attach_behind(cpu, &BusPath { stream, dma: &[dma], coherent }, mask)
     }
 
-    /// Lets the device access memory, or no longer. **Nothing keeps it from memory where there is no SMMU**: the caller
-    /// resets it first.
-    pub(super) fn set_reaches_memory(&self, dma: &DmaDevice, on: bool) {
-        if self.is_cut_off.swap(!on, Ordering::Relaxed) == on {
-            let mode = if on { Mode::Translated } else { Mode::Abort };
-            if let Err(error) = dma.set_mode(mode) {
-                crate::log::error!("{}: {error}: it is not kept from memory", self.node);
-            }
+    /// Lets the device access memory, or no longer: then it is bound to no process any more. **Nothing keeps it from
+    /// memory where there is no SMMU**: the caller resets it first.
+    pub(super) fn set_reaches_memory(&self, cpu: &Cpu, dma: &DmaDevice, on: bool) {
+        if self.is_cut_off.swap(!on, Ordering::Relaxed) != on || dma.stream().is_none() && on {
+            return;
         }
+        if let Err(error) = dma.set_mode(if on { Mode::Translated } else { Mode::Abort }) {
+            crate::log::error!("{}: {error}: it is not kept from memory", self.node);
+        }
+        if !on {
+            dma.unbind(cpu);
+        }
+    }
+
+    /// Whether it is kept from memory.
+    pub(super) fn is_cut_off(&self) -> bool {
+        self.is_cut_off.load(Ordering::Relaxed)
     }
 
     /// Has `handler` run for its interrupts, on this CPU, which is `cpu`; `None`, after a warning, where it has none.
@@ -347,16 +345,11 @@ impl NodeClaim {
         listening.inspect_err(|error| crate::log::warn!("{}: no interrupt: {error}; it is polled", self.node)).ok()
     }
 
-    /// Its driver has looked after it.
+    /// A request of its driver has come to a good end.
     pub(super) fn attended(&self) {
         if self.unattended.load(Ordering::Relaxed) != 0 {
             self.unattended.store(0, Ordering::Relaxed);
         }
-    }
-
-    /// Whether it has interrupts still.
-    pub(super) fn is_listened_to(&self) -> bool {
-        !self.is_silenced.load(Ordering::Relaxed)
     }
 }
 

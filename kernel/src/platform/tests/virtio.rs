@@ -54,6 +54,20 @@ fn pieces_of_registers_are_joined_in_any_order() {
     let at = |page: u32| [("reg", cells(&[0, 0xa00_0000 + page * 0x1000 + 0x200, 0, 0x200]))];
     let platform = with(&|tree| [5, 9, 4, 6, 8].into_iter().for_each(|page| place(tree, page, &at(page))));
     assert_eq!(platform.virtio_registers(), [range(0xa00_4000, 0xa00_7000), range(0xa00_8000, 0xa00_a000)]);
+    let platform = with(&|tree| [4, 6, 5].into_iter().for_each(|page| place(tree, page, &at(page))));
+    assert_eq!(platform.virtio_registers(), [range(0xa00_4000, 0xa00_7000)], "the last closes the gap");
+}
+
+#[test]
+fn registers_are_one_places() {
+    let other = [("reg", cells(&[0, 0xa00_0780, 0, 0x200]))];
+    let platform = with(&|tree| {
+        place(tree, 3, &[]);
+        place(tree, 4, &other);
+        place(tree, 5, &[]);
+    });
+    let starts = platform.virtio.iter().map(|place| place.registers.start().0);
+    assert_eq!(starts.collect::<std::vec::Vec<_>>(), [0xa00_0600, 0xa00_0a00]);
 }
 
 #[test]

@@ -112,7 +112,7 @@ fn a_device_is_one_drivers() {
     assert!(node.owner().is_none() && node.claim("the second").is_ok());
 }
 
-/// Registers do not fall here: what is acknowledged stays, so an edge is looked at as often as it may be.
+/// Registers do not fall here: what is acknowledged stays, so the device is looked at as often as it may be.
 #[test]
 fn reasons_are_acknowledged_and_nothing_else_is() {
     for (status, acknowledged) in [(0, 0), (1, 1), (2, 2), (3, 3), (0xffff_fffd, 1), (0xffff_fffc, 0)] {
@@ -125,16 +125,21 @@ fn reasons_are_acknowledged_and_nothing_else_is() {
 }
 
 #[test]
-fn a_device_that_holds_its_line_is_silenced_unless_its_driver_attends_to_it() {
+fn a_device_that_interrupts_without_end_is_silenced_unless_requests_come_to_an_end() {
     let node = node(Some(Trigger::Level), registers(&[(register::INTERRUPT_STATUS, 1)]));
     let claim = node.claim("test").unwrap();
+    let interrupts = || node.unattended.load(Ordering::Relaxed);
     for _ in 0..3 {
         (0..MOST_UNATTENDED).for_each(|_| assert!(node.has_interrupted()));
-        assert!(claim.is_listened_to());
+        assert_eq!(interrupts(), MOST_UNATTENDED);
         claim.attended();
+        assert_eq!(interrupts(), 0);
     }
-    (0..=MOST_UNATTENDED).for_each(|_| assert!(node.has_interrupted()));
-    assert!(!claim.is_listened_to());
+    // Silenced, and once more where another device's line is the same and is enabled again.
+    for _ in 0..2 {
+        (0..=MOST_UNATTENDED).for_each(|_| assert!(node.has_interrupted()));
+        assert_eq!(interrupts(), 0);
+    }
 }
 
 #[test]
