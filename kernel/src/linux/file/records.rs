@@ -183,10 +183,9 @@ pub use target::{Records, pool_stats};
 
 #[cfg(target_os = "none")]
 mod target {
-    use granule_arch::addr::VirtAddr;
     use spin::Once;
 
-    use super::{Cursor, Record};
+    use super::{Cursor, Following};
     use crate::kernel;
     use crate::linux::errno::Errno;
     use crate::mm::pool::{Pool, PoolBox, PoolStats};
