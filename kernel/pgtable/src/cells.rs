@@ -135,6 +135,11 @@ impl<'t, M: Mmu> CellsWalk<'t, M> {
         }
     }
 
+    /// Where it continues; `None` at its end.
+    pub fn continues_at(&self) -> Option<VirtAddr> {
+        (!self.is_done).then_some(self.from)
+    }
+
     /// Passes what an entry of `level` translates.
     #[inline(always)]
     fn pass(&mut self, level: u8) {

@@ -9,7 +9,7 @@ use core::fmt::Write;
 use granule_arch::addr::{PAGE, VirtAddr};
 
 use crate::linux::errno::Errno;
-use crate::mm::space::{Area, ProgramHeap, Resident, SHARE_SHIFT};
+use crate::mm::space::{Area, AreaShown, ProgramHeap, Resident, SHARE_SHIFT};
 
 /// The text of a record. None is longer than one of `limits`, of 1,323 bytes, and one of `status`, of 1,109 where numbers
 /// have up to 8 digits.
@@ -128,15 +128,18 @@ fn row(record: &mut Record, name: &str, bytes: u64) {
 }
 
 /// Adds to the line of an area what `smaps` has of it.
-pub fn smaps(record: &mut Record, area: &Area, pages: &Resident) {
-    for (name, bytes) in [("Size:", area.size()), ("KernelPageSize:", PAGE), ("MMUPageSize:", PAGE)] {
+pub fn smaps(record: &mut Record, area: &AreaShown, pages: &Resident) {
+    for (name, bytes) in [("Size:", area.size), ("KernelPageSize:", PAGE), ("MMUPageSize:", PAGE)] {
         row(record, name, bytes);
     }
     counts(record, pages, &[]);
-    let _ = write!(record, "THPeligible:    {:8}\nVmFlags: ", u8::from(area.may_have_blocks()));
-    area.properties(pages.has_guards).iter().filter(|(_, has)| *has).for_each(|(name, _)| {
-        let _ = write!(record, "{name} ");
-    });
+    let _ = write!(record, "THPeligible:    {:8}\nVmFlags: ", u8::from(area.may_have_blocks));
+    for (name, has) in &area.properties {
+        if *has || pages.has_guards && name == b"gu" {
+            let _ = record.extend_from_slice(name);
+            let _ = record.push(b' ');
+        }
+    }
     let _ = record.push(b'\n');
 }
 
@@ -360,7 +363,7 @@ mod tests {
         let writable = Protection::READ.and(Protection::WRITE);
         let area = Area::sample(PageRange::new(VirtAddr(0x1_0000), 16 * PAGE).unwrap(), writable);
         let mut record = Record::new();
-        smaps(&mut record, &area, &pages);
+        smaps(&mut record, &area.shown(), &pages);
         let text = str::from_utf8(&record).unwrap();
         let start = "Size:                 64 kB\nKernelPageSize:        4 kB\nMMUPageSize:           4 kB\n\
             Rss:                  68 kB\nPss:                  38 kB\nPss_Dirty:             0 kB\n\

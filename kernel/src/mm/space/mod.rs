@@ -92,7 +92,7 @@ pub use remap::{Move, Remap};
 pub use reserved::ReservedPages;
 pub use shmem::file::{ObjectError, SizeChoice, Sought, WriteAt};
 pub use shmem::{LARGEST_OBJECT, Object, Seals};
-pub use smaps::{Resident, SHARE_SHIFT, Totals};
+pub use smaps::{AreaShown, Resident, SHARE_SHIFT, Totals};
 pub use spaces::Spaces;
 pub use tally::{Footprint, LastTally, Met, Tally};
 pub use user::SpaceUser;

@@ -8,7 +8,7 @@ use core::sync::atomic::Ordering;
 
 use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Markers, MigrationAccess, NonPresent};
-use granule_pgtable::{Mmu, PageRange};
+use granule_pgtable::{CellsOrBlock, CellsWalk, Mmu, PageRange};
 
 use super::address_space::Space;
 use super::area::tree::Areas;
@@ -17,6 +17,7 @@ use super::entry::{EntryState, rest_of_stale, state};
 use super::range::USER_END;
 use super::shmem::OF_OBJECT;
 use crate::lab;
+use crate::mm::kernel::Machine;
 use crate::mm::page_block::BLOCK_SIZE;
 use crate::sched::relax;
 
@@ -83,24 +84,41 @@ impl Space {
     /// Calls `look` with each entry of `range`, in order, under the lock of its table, which is released now and then.
     #[inline(always)]
     pub(super) fn look_at_each(&self, range: PageRange, mut look: impl FnMut(Seen)) {
-        let mmu = self.mmu();
         let mut walk = self.page_tables().walk_cells(range);
-        while let Some(found) = walk.next_cells(|at| {
-            relax();
-            self.look_at_block(at, |seen| {
-                let entry = seen.descriptor();
-                let entry = if is_block(entry) { page_of(entry) } else { entry };
-                look(Seen { at, pages: pages_of_block(range, at), entry, is_block: true });
-            })
-        }) {
-            for first in (0..found.cells.len()).step_by(AT_ONCE) {
-                let _locked = (!lab::is_on!(ANSWER_AT_GLIMPSE)).then(|| self.lock_table(found.table));
-                for (index, cell) in found.cells.iter().enumerate().skip(first).take(AT_ONCE) {
-                    look(Seen { at: found.address(index), pages: 1, entry: mmu.load(cell), is_block: false });
+        while self.look_at_next(&mut walk, range, &mut look) {}
+    }
+
+    /// As [`Self::look_at_each`], with the entries of the next table, or with the next block, of a walk of `range`; returns
+    /// whether there was one.
+    #[inline(always)]
+    pub(super) fn look_at_next(
+        &self,
+        walk: &mut CellsWalk<'_, Machine>,
+        range: PageRange,
+        mut look: impl FnMut(Seen),
+    ) -> bool {
+        match walk.next() {
+            None => return false,
+            Some(CellsOrBlock::Block(at)) => {
+                let visited = self.look_at_block(at, |seen| {
+                    let entry = seen.descriptor();
+                    let entry = if is_block(entry) { page_of(entry) } else { entry };
+                    look(Seen { at, pages: pages_of_block(range, at), entry, is_block: true });
+                });
+                walk.go_on(at, visited);
+            }
+            Some(CellsOrBlock::Cells(found)) => {
+                for first in (0..found.cells.len()).step_by(AT_ONCE) {
+                    let _locked = (!lab::is_on!(ANSWER_AT_GLIMPSE)).then(|| self.lock_table(found.table));
+                    for (index, cell) in found.cells.iter().enumerate().skip(first).take(AT_ONCE) {
+                        let entry = self.mmu().load(cell);
+                        look(Seen { at: found.address(index), pages: 1, entry, is_block: false });
+                    }
                 }
             }
-            relax();
         }
+        relax();
+        true
     }
 
     /// Whether the frame of a page that is there is an object's, and how many hold it. Of a block's, it is where `is_objects`

@@ -5,11 +5,13 @@
 
 use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::{Markers, Protection};
+use granule_pgtable::PageRange;
 
 use super::address_space::Space;
 use super::area::{Area, AreaFlags};
 use super::entry::{EntryState, state};
-use super::range::{USER_END, pages};
+use super::pagemap::Seen;
+use super::range::pages;
 use crate::mm::page_block::BLOCK_SIZE;
 use crate::sched::relax;
 
@@ -37,6 +39,17 @@ pub struct Resident {
     pub has_guards: bool,
 }
 
+/// The part of an area in `smaps` beside its line and its pages.
+pub struct AreaShown {
+    /// Bytes.
+    pub size: u64,
+    /// Whether blocks are wanted, and one has room.
+    pub may_have_blocks: bool,
+    /// Linux's names of properties, in Linux's order, each with whether the area has it: of guards (`gu`) the
+    /// [pages](Resident::has_guards) tell.
+    pub properties: [([u8; 2], bool); 26],
+}
+
 /// All areas of a space together.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Totals {
@@ -58,6 +71,9 @@ pub struct Totals {
     pub resident: Resident,
 }
 
+/// Tables and blocks that are looked at under one hold of the areas' lock.
+const AT_ONCE: usize = 128;
+
 const ANONYMOUS: usize = 0;
 const OF_FILE: usize = 1;
 const OF_SHARED_MEMORY: usize = 2;
@@ -78,44 +94,48 @@ impl Resident {
 }
 
 impl Area {
-    /// Linux's names of properties, in Linux's order, each with whether the area has it. `has_guards` is
-    /// [`Resident::has_guards`].
-    pub fn properties(&self, has_guards: bool) -> [(&'static str, bool); 26] {
+    /// Its part of `smaps` beside the line and the pages.
+    pub fn shown(&self) -> AreaShown {
+        AreaShown { size: self.size(), may_have_blocks: self.may_have_blocks(), properties: self.properties() }
+    }
+
+    /// See [`AreaShown::properties`].
+    fn properties(&self) -> [([u8; 2], bool); 26] {
         let has = |flags| self.flags().has_any(flags);
         let allows = |access| self.protection().contains(access);
         let (is_device, is_shared) = (self.is_of_device(), self.is_shared());
         [
-            ("rd", allows(Protection::READ)),
-            ("wr", allows(Protection::WRITE)),
-            ("ex", allows(Protection::EXECUTE)),
-            ("sh", is_shared && self.may_write()),
-            ("mr", true),
-            ("mw", self.may_write()),
-            ("me", !is_device),
-            ("ms", is_shared),
-            ("gd", self.grows()),
-            ("um", has(AreaFlags::UFFD_MISSING)),
-            ("pf", is_device),
-            ("gu", has_guards),
-            ("uw", has(AreaFlags::UFFD_WP)),
-            ("lo", has(AreaFlags::LOCKED)),
-            ("io", is_device),
-            ("dc", has(AreaFlags::NOT_IN_CHILDREN)),
-            ("de", is_device),
-            ("lf", has(AreaFlags::LOCKED_ON_FAULT)),
-            ("ac", allows(Protection::WRITE) && !is_shared && self.is_reserved()),
-            ("nr", !self.is_reserved()),
-            ("wf", has(AreaFlags::ZEROS_IN_CHILDREN)),
-            ("dd", is_device),
-            ("hg", has(AreaFlags::BLOCKS)),
-            ("nh", has(AreaFlags::NO_BLOCKS)),
-            ("mt", allows(Protection::TAGGED)),
-            ("sl", self.is_sealed()),
+            (*b"rd", allows(Protection::READ)),
+            (*b"wr", allows(Protection::WRITE)),
+            (*b"ex", allows(Protection::EXECUTE)),
+            (*b"sh", is_shared && self.may_write()),
+            (*b"mr", true),
+            (*b"mw", self.may_write()),
+            (*b"me", !is_device),
+            (*b"ms", is_shared),
+            (*b"gd", self.grows()),
+            (*b"um", has(AreaFlags::UFFD_MISSING)),
+            (*b"pf", is_device),
+            (*b"gu", false),
+            (*b"uw", has(AreaFlags::UFFD_WP)),
+            (*b"lo", has(AreaFlags::LOCKED)),
+            (*b"io", is_device),
+            (*b"dc", has(AreaFlags::NOT_IN_CHILDREN)),
+            (*b"de", is_device),
+            (*b"lf", has(AreaFlags::LOCKED_ON_FAULT)),
+            (*b"ac", allows(Protection::WRITE) && !is_shared && self.is_reserved()),
+            (*b"nr", !self.is_reserved()),
+            (*b"wf", has(AreaFlags::ZEROS_IN_CHILDREN)),
+            (*b"dd", is_device),
+            (*b"hg", has(AreaFlags::BLOCKS)),
+            (*b"nh", has(AreaFlags::NO_BLOCKS)),
+            (*b"mt", allows(Protection::TAGGED)),
+            (*b"sl", self.is_sealed()),
         ]
     }
 
     /// Whether blocks are wanted, and one has room.
-    pub fn may_have_blocks(&self) -> bool {
+    fn may_have_blocks(&self) -> bool {
         let first = self.start().align_up(BLOCK_SIZE);
         self.flags().has_any(AreaFlags::BLOCKS) && first.is_some_and(|first| first + BLOCK_SIZE <= self.end())
     }
@@ -127,29 +147,79 @@ impl Area {
 }
 
 impl Space {
-    /// Adds the pages of `area` from `from` on that are there.
-    pub fn add_resident(&self, area: &Area, from: VirtAddr, sum: &mut Resident) {
-        let of_object = match area.object() {
-            Some(object) if object.can_be_had_again() => OF_FILE,
-            _ => OF_SHARED_MEMORY,
-        };
-        let is_locked = area.flags().has_any(AreaFlags::LOCKED);
-        self.look_at_each(area.part_in(pages(from, USER_END)), |seen| {
-            let entry = seen.entry;
-            match state(entry) {
-                EntryState::Page | EntryState::Inaccessible if !entry.is_special() => {
-                    let (is_of_object, holders) = self.holders(seen, || area.object().is_some());
-                    let kind = if is_of_object { of_object } else { ANONYMOUS };
-                    let bytes = seen.pages as u64 * PAGE;
-                    let is_dirty = entry.is_dirty() || !is_of_object;
-                    sum.add(kind, bytes, holders.saturating_sub(is_of_object.into()), is_dirty, is_locked);
-                    sum.referenced += if entry.is_young() { bytes } else { 0 };
-                    sum.in_blocks[usize::from(is_of_object)] += if seen.is_block { bytes } else { 0 };
+    /// Adds the pages that are there of the range that `look` returns, a range of the area that it is called with: the
+    /// first that ends after `from`. Returns the range. The areas are locked for a bounded number of tables at once: of a
+    /// large range, pages are counted as they are then; none more once `is_killed`, or once the space has ended.
+    pub fn add_resident(
+        &self,
+        from: VirtAddr,
+        sum: &mut Resident,
+        is_killed: impl Fn() -> bool,
+        mut look: impl FnMut(&Area) -> PageRange,
+    ) -> Option<PageRange> {
+        let (range, mut rest) = self.with_next_area(from, |area| {
+            let range = look(area);
+            (range, self.add_part(area, range, sum))
+        })?;
+        while let Some(start) = rest.filter(|_| !is_killed() && !self.notifiers().is_released()) {
+            relax();
+            let found = self.with_next_area(start, |area| {
+                if area.start() >= range.end() {
+                    return None;
                 }
-                EntryState::Marker(markers) => sum.has_guards |= markers.contains(Markers::GUARD),
-                _ => {}
+                // Other areas may be there by now.
+                let part = area.part_in(pages(start, range.end()));
+                self.add_part(area, part, sum).or((part.end() < range.end()).then_some(part.end()))
+            });
+            rest = found.flatten();
+        }
+        Some(range)
+    }
+
+    /// Adds the pages of `range` of `area` that are there, of the first tables and blocks; returns where it continues.
+    #[inline(never)]
+    fn add_part(&self, area: &Area, range: PageRange, sum: &mut Resident) -> Option<VirtAddr> {
+        let mut walk = self.page_tables().walk_cells(range);
+        for _ in 0..AT_ONCE {
+            if !self.look_at_next(&mut walk, range, |seen| self.add_entry(area, seen, sum)) {
+                return None;
             }
-        });
+        }
+        walk.continues_at()
+    }
+
+    /// Adds the pages of an entry of `area`.
+    #[inline(always)]
+    fn add_entry(&self, area: &Area, seen: Seen, sum: &mut Resident) {
+        let entry = seen.entry;
+        match state(entry) {
+            EntryState::Page | EntryState::Inaccessible if !entry.is_special() => {
+                let (is_of_object, holders) = self.holders(seen, || area.object().is_some());
+                let kind = match area.object() {
+                    _ if !is_of_object => ANONYMOUS,
+                    Some(object) if object.can_be_had_again() => OF_FILE,
+                    _ => OF_SHARED_MEMORY,
+                };
+                let bytes = seen.pages as u64 * PAGE;
+                let (is_dirty, is_locked) =
+                    (entry.is_dirty() || !is_of_object, area.flags().has_any(AreaFlags::LOCKED));
+                let mut add = |bytes, holders: u32| {
+                    sum.add(kind, bytes, holders.saturating_sub(is_of_object.into()), is_dirty, is_locked);
+                };
+                if seen.is_block && holders == 0 {
+                    // Divided, and it stays so while the entry holds the frames: each has holders of its own.
+                    let first = entry.address() + seen.at.0 % BLOCK_SIZE;
+                    let frames = (0..seen.pages as u64).map(|index| first + index * PAGE);
+                    frames.for_each(|frame| add(PAGE, self.common.record(frame).references()));
+                } else {
+                    add(bytes, holders);
+                }
+                sum.referenced += if entry.is_young() { bytes } else { 0 };
+                sum.in_blocks[usize::from(is_of_object)] += if seen.is_block { bytes } else { 0 };
+            }
+            EntryState::Marker(markers) => sum.has_guards |= markers.contains(Markers::GUARD),
+            _ => {}
+        }
     }
 
     /// All its areas and pages together, until `is_killed`. Visits each entry, one area after the other, and sleeps: areas
@@ -158,7 +228,7 @@ impl Space {
         let (mut totals, heap) = (Totals::default(), *self.heap().read());
         while !is_killed() {
             let from = totals.end;
-            let found = self.with_next_area(from, |area| {
+            let found = self.add_resident(from, &mut totals.resident, &is_killed, |area| {
                 // It may have become one with areas before.
                 let start = area.start().max(from);
                 let bytes = area.end() - start;
@@ -173,12 +243,11 @@ impl Space {
                 } else if is_code(area.protection()) {
                     totals.code[usize::from(start.0 >= heap.start)] += bytes;
                 }
-                self.add_resident(area, start, &mut totals.resident);
-                (start, area.end())
+                pages(start, area.end())
             });
-            let Some((start, end)) = found else { break };
-            totals.start = if from.0 == 0 { start } else { totals.start };
-            totals.end = end;
+            let Some(range) = found else { break };
+            totals.start = if from.0 == 0 { range.start() } else { totals.start };
+            totals.end = range.end();
             relax();
         }
         totals

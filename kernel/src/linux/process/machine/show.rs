@@ -95,7 +95,7 @@ pub fn following(
     match file {
         ProcFile::Maps | ProcFile::Smaps => {
             with(of, |_| ())?;
-            return Ok(space.and_then(|space| area(&space, file, from, record)));
+            return Ok(whole(space.and_then(|space| area(&space, file, from, record)), record));
         }
         ProcFile::SmapsRollup => {
             let totals = totals(Some(&space.ok_or(Errno::ESRCH)?));
@@ -116,22 +116,36 @@ pub fn following(
         }
         ProcFile::Pagemap => {}
     }
-    Ok(Some(VirtAddr(1)))
+    Ok(whole(Some(VirtAddr(1)), record))
+}
+
+/// The address after a record, unless its counts are cut short: then nothing stays of it for other readers.
+fn whole(next: Option<VirtAddr>, record: &mut Record) -> Option<VirtAddr> {
+    if is_killed() {
+        record.clear();
+        return None;
+    }
+    next
 }
 
 /// The record of the first area from an address on.
 #[inline(never)]
 fn area(space: &SpaceRef, file: ProcFile, from: VirtAddr, record: &mut Record) -> Option<VirtAddr> {
     let (heap, stack_top) = (*space.heap().read(), space.trampoline());
-    space.with_next_area(from, |area| {
+    if file == ProcFile::Maps {
+        return space.with_next_area(from, |area| {
+            records::line(record, area, heap, stack_top);
+            area.end()
+        });
+    }
+    let (mut pages, mut shown) = (Resident::default(), None);
+    let range = space.add_resident(from, &mut pages, is_killed, |area| {
         records::line(record, area, heap, stack_top);
-        if file == ProcFile::Smaps {
-            let mut pages = Resident::default();
-            space.add_resident(area, area.start(), &mut pages);
-            records::smaps(record, area, &pages);
-        }
-        area.end()
-    })
+        shown = Some(area.shown());
+        area.range()
+    })?;
+    records::smaps(record, &shown?, &pages);
+    Some(range.end())
 }
 
 fn totals(space: Option<&SpaceRef>) -> Totals {
