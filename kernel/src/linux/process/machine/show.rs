@@ -11,11 +11,11 @@ use granule_arch::addr::{PAGE, VirtAddr};
 
 use super::clock::Clock;
 use super::task::Task;
-use super::tree::{PROCESSES, Process, space_of};
+use super::tree::{PROCESSES, Process, Tree, unreleased};
 use crate::linux::errno::Errno;
 use crate::linux::file::proc::{ProcFile, ProcSubject};
 use crate::linux::file::records::{self, Record};
-use crate::linux::process::signal::{Set, Signal};
+use crate::linux::process::signal::Set;
 use crate::linux::process::status::{Life, Name};
 use crate::mm::space::{Resident, SpaceHandle, SpaceRef, Totals};
 use crate::sched::{is_killed, relax};
@@ -56,7 +56,8 @@ struct Snapshot {
     blocked: Set,
     ignored: Set,
     handled: Set,
-    exit_signal: Option<Signal>,
+    /// -1 of a thread that is not the first, 0 where there is none.
+    exit_signal: i32,
     /// As `wait4` stores it, once it has ended.
     end: u32,
     created: u64,
@@ -67,11 +68,15 @@ struct Snapshot {
     space: Option<SpaceRef>,
 }
 
-/// The process that has this number, or a thread with it.
+/// The process that has this number, or a thread with it. A first thread that has exited has no space, whatever others have.
 pub fn find(id: u32) -> Option<ProcSubject> {
-    let mut serial = 0;
-    let space = space_of(|tree| tree.find_of_thread(id).inspect(|process| serial = process.serial()))?;
-    Some(ProcSubject { id, serial, space: space.as_ref().map(SpaceHandle::new) })
+    let (serial, space) = {
+        let tree = PROCESSES.lock();
+        let process = tree.find_of_thread(id)?;
+        let state = process.lock();
+        (process.serial(), state.find(id).and_then(|_| state.space.clone()))
+    };
+    Some(ProcSubject { id, serial, space: unreleased(space).as_ref().map(SpaceHandle::new) })
 }
 
 /// Makes the first record of `file` from an address on, for a reader whose thread is `reader`, and returns the address after
@@ -94,7 +99,7 @@ pub fn following(
     let space = of.space.as_ref().and_then(SpaceHandle::upgrade);
     match file {
         ProcFile::Maps | ProcFile::Smaps => {
-            with(of, |_| ())?;
+            with(&PROCESSES.lock(), of, |_| ())?;
             return Ok(whole(space.and_then(|space| area(&space, file, from, record)), record));
         }
         ProcFile::SmapsRollup => {
@@ -106,13 +111,14 @@ pub fn following(
         ProcFile::Stat => {
             let seen = snapshot(of)?;
             let time = Clock::Process(seen.process).now(reader).unwrap_or_default();
+            // Another may have its number by now.
+            with(&PROCESSES.lock(), of, |_| ())?;
             stat(record, of, &seen, time);
         }
         ProcFile::Limits => {
-            limits(
-                record,
-                &with(of, |process| array::from_fn(|number| process.limits.exchange(number as u32, None)))?,
-            )?;
+            let read = |process: &Process| array::from_fn(|number| process.limits.exchange(number as u32, None));
+            let found = with(&PROCESSES.lock(), of, read)?;
+            limits(record, &found)?;
         }
         ProcFile::Pagemap => {}
     }
@@ -152,13 +158,13 @@ fn totals(space: Option<&SpaceRef>) -> Totals {
     space.map_or_else(Totals::default, |space| space.totals(is_killed))
 }
 
-fn with<R>(of: &ProcSubject, look: impl FnOnce(&Process) -> R) -> Result<R, Errno> {
-    let tree = PROCESSES.lock();
+fn with<R>(tree: &Tree, of: &ProcSubject, look: impl FnOnce(&Process) -> R) -> Result<R, Errno> {
     tree.find_of_thread(of.id).filter(|process| process.serial() == of.serial).map(look).ok_or(Errno::ESRCH)
 }
 
 fn snapshot(of: &ProcSubject) -> Result<Snapshot, Errno> {
-    let mut seen = with(of, |process| {
+    let mut tree = PROCESSES.lock();
+    let mut seen = with(&tree, of, |process| {
         let state = process.lock();
         // Without it its end has not been collected.
         let task = state.find(of.id);
@@ -172,13 +178,14 @@ fn snapshot(of: &ProcSubject) -> Result<Snapshot, Errno> {
                 Some(task) if task.thread().is_parked() => "S (sleeping)",
                 Some(_) => "R (running)",
             },
-            threads: state.threads().max(1),
+            // The first one counts until its end is collected.
+            threads: state.threads() + usize::from(state.find(process.id()).is_none()),
             own_pending: task.map_or(Set::EMPTY, |task| task.pending(&state).set()),
             pending: state.pending.set(),
             blocked: task.map_or(Set::EMPTY, Task::blocked),
             ignored,
             handled,
-            exit_signal: None,
+            exit_signal: 0,
             end: if let Life::Ended(end) = state.life { end.word() } else { 0 },
             created: process.created,
             cpu: task.map_or(0, |task| task.thread().home().0),
@@ -187,9 +194,10 @@ fn snapshot(of: &ProcSubject) -> Result<Snapshot, Errno> {
             space: task.and(state.space.clone()),
         }
     })?;
-    seen.exit_signal = PROCESSES.lock().exit_signal(seen.process);
-    // Without the locks: this may be the last reference by now.
-    seen.space = seen.space.filter(|space| !space.notifiers().is_released());
+    let exit_signal = tree.exit_signal(seen.process).map_or(0, |signal| signal.number() as i32);
+    drop(tree);
+    seen.exit_signal = if of.id == seen.process { exit_signal } else { -1 };
+    seen.space = unreleased(seen.space.take());
     Ok(seen)
 }
 
@@ -309,8 +317,9 @@ fn stat(record: &mut Record, of: &ProcSubject, seen: &Snapshot, time: u64) {
     let _ =
         write!(record, "{} 0 {} {} {present} {} ", seen.threads, seen.created / TICK, totals.size, seen.most_present);
     let _ = write!(record, "{has_code} {has_code} 0 0 0 {pending} {blocked} {ignored} {handled} ");
-    let exit_signal = seen.exit_signal.map_or(0, Signal::number);
-    let _ = write!(record, "{} 0 0 {exit_signal} {} 0 0 0 0 0 ", u8::from(state != "R"), seen.cpu);
+    // Of several threads Linux says of none.
+    let sleeps = u8::from(seen.threads == 1 && state != "R");
+    let _ = write!(record, "{sleeps} 0 0 {} {} 0 0 0 0 0 ", seen.exit_signal, seen.cpu);
     let _ = writeln!(record, "0 0 {heap} 0 0 0 0 {}", seen.end);
 }
 

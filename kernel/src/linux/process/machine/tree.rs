@@ -398,8 +398,12 @@ pub fn space_of_thread(id: u32) -> Option<Option<SpaceRef>> {
 /// The space of the process that is found, as [`space_of_thread`].
 pub fn space_of(find: impl FnOnce(&Tree) -> Option<&Process>) -> Option<Option<SpaceRef>> {
     let space = find(&PROCESSES.lock())?.lock().space.clone();
-    // Without the locks: this may be the last reference by now.
-    Some(space.filter(|space| !space.notifiers().is_released()))
+    Some(unreleased(space))
+}
+
+/// A space that was found under locks, which are released: this may be the last reference by now.
+pub fn unreleased(space: Option<SpaceRef>) -> Option<SpaceRef> {
+    space.filter(|space| !space.notifiers().is_released())
 }
 
 /// The object that pidfds of the process with this number refer to.
