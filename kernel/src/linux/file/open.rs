@@ -143,7 +143,7 @@ pub fn open(
         Ok(PathEntry::Proc(ProcEntry::Process(ProcId::Own))) => Kind::Directory("proc/self", PROC),
         // No file is looked up from there.
         Ok(PathEntry::Proc(ProcEntry::Process(ProcId::Number(_)))) => Kind::Other(PROC),
-        Ok(PathEntry::Proc(ProcEntry::File(process, file))) => Kind::Proc(file.open(find(process)?)?),
+        Ok(PathEntry::Proc(ProcEntry::File(process, file))) => Kind::Proc(file.of(find(process)?)),
         Ok(PathEntry::Link(_, attributes) | PathEntry::Other(attributes)) => Kind::Other(attributes),
         // In a directory nothing is made.
         Err(PathError::NotFound) if may_be_new => return Err(Errno::EROFS),
@@ -211,6 +211,7 @@ fn check(kind: &Kind, flags: u32) -> Result<(), Errno> {
         Kind::Regular(..) if writes => Err(Errno::EROFS),
         Kind::Regular(..) => Ok(()),
         _ if is_link => Err(Errno::ELOOP),
+        Kind::Proc(contents) if contents.is_of_nothing() => Err(Errno::ESRCH),
         _ if flags & O_DIRECT != 0 => Err(Errno::EINVAL),
         // No such device.
         Kind::Other(_) => Err(Errno::ENXIO),

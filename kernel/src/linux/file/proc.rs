@@ -120,15 +120,11 @@ mod target {
     }
 
     impl ProcFile {
-        /// Opens this file of a process.
-        ///
-        /// # Errors
-        /// `ESRCH`: it has ended, and the file is of pages alone.
-        pub fn open(self, of: ProcSubject) -> Result<ProcContents, Errno> {
+        /// The contents of this file of a process.
+        pub fn of(self, of: ProcSubject) -> ProcContents {
             match self {
-                Self::Pagemap => Ok(ProcContents::Pagemap(Pagemap(of.space.ok_or(Errno::ESRCH)?))),
-                Self::SmapsRollup if of.space.is_none() => Err(Errno::ESRCH),
-                _ => Ok(ProcContents::Records(self, of, Records::new())),
+                Self::Pagemap => ProcContents::Pagemap(Pagemap(of.space)),
+                _ => ProcContents::Records(self, of, Records::new()),
             }
         }
     }
@@ -169,6 +165,14 @@ mod target {
             if matches!(self, Self::Pagemap(_)) { 0 } else { Records::BYTES }
         }
 
+        /// Whether it is of memory alone, and the process had none: then only its place can be opened (`ESRCH`).
+        pub const fn is_of_nothing(&self) -> bool {
+            match self {
+                Self::Pagemap(pages) => pages.0.is_none(),
+                Self::Records(file, of, _) => matches!(file, ProcFile::SmapsRollup) && of.space.is_none(),
+            }
+        }
+
         /// The permissions that Linux shows.
         pub const fn mode(&self) -> u32 {
             if matches!(self, Self::Pagemap(_)) { 0o400 } else { 0o444 }
@@ -177,13 +181,13 @@ mod target {
 
     /// A word for each page of a space, as [`pagemap`](crate::mm::space::Space::pagemap) has it. The space may end
     /// concurrently: then nothing is left to read.
-    pub struct Pagemap(SpaceHandle);
+    pub struct Pagemap(Option<SpaceHandle>);
 
     impl Pagemap {
         /// As [`ProcContents::read`]. `EFAULT` also after words that were stored, as on Linux.
         #[inline(never)]
         fn read(&self, position: u64, bytes: u64, store: &mut dyn FnMut(&[u8]) -> usize) -> Result<u64, Errno> {
-            let Some(space) = self.0.upgrade() else { return Ok(0) };
+            let Some(space) = self.0.as_ref().and_then(SpaceHandle::upgrade) else { return Ok(0) };
             if !position.is_multiple_of(WORD) || !bytes.is_multiple_of(WORD) {
                 return Err(Errno::EINVAL);
             }
