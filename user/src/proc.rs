@@ -28,9 +28,20 @@ impl Write for Path {
 /// # Panics
 /// The name is too long.
 pub fn open(process: u32, name: &str) -> Result<File, Errno> {
+    open_with(process, name, O_RDONLY)
+}
+
+/// As [`open`], with these flags.
+///
+/// # Errors
+/// As [`open`].
+///
+/// # Panics
+/// As [`open`].
+pub fn open_with(process: u32, name: &str, flags: u32) -> Result<File, Errno> {
     let mut path = Path([0; 32], 0);
     write!(path, "/proc/{process}/{name}").expect("a short path");
-    File::open(CStr::from_bytes_until_nul(&path.0).expect("a path"), O_RDONLY)
+    File::open(CStr::from_bytes_until_nul(&path.0).expect("a path"), flags)
 }
 
 /// The text from the file's position on, as far as there is room, in pieces of so many bytes.

@@ -37,13 +37,19 @@ fn run(_: Start) -> u8 {
         text(file, room);
     }
     parts! { (room)
-        forms areas copies sums signals names limits pieces positions others many_areas beside_changes
+        forms areas copies sums signals names limits pieces positions others many_areas large_areas
+        divided_blocks without_a_first_thread beside_changes
     }
     status("accounts")
 }
 
 fn text<'r>(file: &str, room: &'r mut [u8]) -> &'r str {
-    proc::text(&proc::open(process::id(), file).expect(file), room, ROOM)
+    of(process::id(), file, room)
+}
+
+/// As [`text`], of a process or a thread.
+fn of<'r>(id: u32, file: &str, room: &'r mut [u8]) -> &'r str {
+    proc::text(&proc::open(id, file).expect(file), room, ROOM)
 }
 
 /// The rest of a line after its name.
@@ -379,6 +385,11 @@ fn others(room: &mut [u8]) {
     equal("its limits", again(&files[5], room).map(|text| text.lines().count()), Ok(17));
     let opened = FILES.map(|file| proc::open(child, file).map(drop));
     equal("opened", opened, core::array::from_fn(|file| if file == 1 { Err(ESRCH) } else { Ok(()) }));
+    for (name, mode) in [("smaps_rollup", 0o444), ("pagemap", 0o400)] {
+        equal((name, "is of memory"), proc::open(child, name).map(drop), Err(ESRCH));
+        let place = proc::open_with(child, name, O_PATH).map(|file| file.stat().st_mode);
+        equal((name, "its place"), place, Ok(S_IFREG | mode));
+    }
     equal("its end", process::wait(child), SIGKILL);
     equal("it is gone", [0, 1, 2, 3, 4, 5].map(|file| again(&files[file], room).map(drop)), [Err(ESRCH); 6]);
     equal("no name either", FILES.map(|file| proc::open(child, file).map(drop)), [Err(ENOENT); 6]);
@@ -411,6 +422,84 @@ fn many_areas(room: &mut [u8]) {
     }
     equal("its end", process::wait(child), SIGKILL);
     unmap(at, AREAS);
+}
+
+/// An area whose pages have more tables than are looked at at once, and more addresses than have tables.
+fn large_areas(room: &mut [u8]) {
+    const SIZE: u64 = 64 << 30;
+    const STEP: u64 = 128 << 20;
+    let before = pages(room);
+    let at = call(MMAP, [0, SIZE, RW, PRIVATE | MAP_NORESERVE, u64::MAX, 0]).expect("addresses");
+    equal("no blocks", advise(at, SIZE / PAGE, MADV_NOHUGEPAGE), Ok(0));
+    (0..SIZE / STEP).for_each(|step| touch(at + step * STEP, 1));
+    let pages_there = SIZE / STEP;
+    let record = record_at(text("smaps", room), at);
+    equal(
+        "there",
+        ["Size", "Rss", "Pss"].map(|name| number(record, name)),
+        [SIZE >> 10, 4 * pages_there, 4 * pages_there],
+    );
+    let after = pages(room);
+    equal("together", [after[0] - before[0], after[1] - before[1]], [SIZE / PAGE, pages_there]);
+    unmap(at, SIZE / PAGE);
+}
+
+/// A block that the process has whole, and its copy in part.
+fn divided_blocks(room: &mut [u8]) {
+    const BLOCK: u64 = 2 << 20;
+    let ready = shared::<AtomicU32>();
+    let whole = map(2 * BLOCK, RW).expect("pages");
+    let at = whole.next_multiple_of(BLOCK);
+    equal("blocks", advise(at, BLOCK / PAGE, MADV_HUGEPAGE), Ok(0));
+    touch(at, BLOCK / PAGE);
+    let child = process::spawn::<()>(|| {
+        unmap(at, 1);
+        ready.store(1, Ordering::Release);
+        time::sleep_for_ever();
+    });
+    asleep_until(|| ready.load(Ordering::Acquire) == 1);
+    let names = ["Rss", "Pss", "Pss_Dirty", "Shared_Dirty", "Private_Dirty", "Referenced", "AnonHugePages"];
+    let record = record_at(text("smaps", room), at);
+    equal("whole", names.map(|name| number(record, name)), [2048, 1026, 1026, 2044, 4, 2048, 2048]);
+    process::end(child);
+    unmap(whole, 2 * BLOCK / PAGE);
+}
+
+/// Threads, size, sleep, and the signal of the end, as `stat` has them.
+fn some_words(text: &str) -> [Option<&str>; 4] {
+    [20, 23, 35, 38].map(|word| words(text).nth(word - 3))
+}
+
+/// Reads the files of a process whose first thread has exited, and those of its other thread.
+fn without_a_first_thread(room: &mut [u8]) {
+    let other = shared::<AtomicU32>();
+    let child = process::spawn::<()>(|| {
+        let _thread = Thread::spawn(|| {
+            other.store(process::thread_id(), Ordering::Release);
+            time::sleep_for_ever();
+        });
+        process::exit(0)
+    });
+    asleep_until(|| value(of(child, "status", room), "State") == Some("\tZ (zombie)"));
+    asleep_until(|| {
+        let thread = other.load(Ordering::Acquire);
+        thread != 0 && value(of(thread, "status", room), "State") == Some("\tS (sleeping)")
+    });
+    equal("no areas", ["maps", "smaps"].map(|file| of(child, file, room).len()), [0; 2]);
+    let opened = ["smaps_rollup", "pagemap"].map(|file| proc::open(child, file).map(drop));
+    equal("nor pages", opened, [Err(ESRCH); 2]);
+    let status = of(child, "status", room);
+    names_are(status, [FIRST.split_once(' ').expect("names").0, FIRST.split_once("Umask ").expect("names").1, LAST]);
+    equal("two threads", number(status, "Threads"), 2);
+    equal("no pages", of(child, "statm", room), "0 0 0 0 0 0 0\n");
+    equal("threads, size, sleep, signal", some_words(of(child, "stat", room)), ["2", "0", "0", "17"].map(Some));
+    let thread = other.load(Ordering::Acquire);
+    let [threads, size, sleep, signal] = some_words(of(thread, "stat", room));
+    equal("those of the other thread", [threads, sleep, signal], ["2", "0", "-1"].map(Some));
+    holds("it has memory", size != Some("0"));
+    holds("and areas", records(of(thread, "smaps", room)).count() > 2);
+    equal("its threads", number(of(thread, "status", room), "Threads"), 2);
+    process::end(child);
 }
 
 /// Each record is of one time, however areas change between pieces.
