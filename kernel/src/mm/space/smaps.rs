@@ -1,7 +1,8 @@
 //! The pages that are there of areas, and the properties of areas, as Linux's `smaps` shows them
 //! (`fs/proc/task_mmu.c`, `smaps_account`, `show_smap_vma_flags`).
 //!
-//! Nothing is counted as pages come and go: each entry is visited, as for [`pagemap`](super::pagemap), one area at a time.
+//! Nothing is counted as pages come and go: each entry is visited, as for [`pagemap`](super::pagemap), of a bounded
+//! number of tables of one area at a time.
 
 use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::{Markers, Protection};
@@ -147,9 +148,10 @@ impl Area {
 }
 
 impl Space {
-    /// Adds the pages that are there of the range that `look` returns, a range of the area that it is called with: the
-    /// first that ends after `from`. Returns the range. The areas are locked for a bounded number of tables at once: of a
-    /// large range, pages are counted as they are then; none more once `is_killed`, or once the space has ended.
+    /// Finds the first area that ends after `from`, calls `look` with it, and adds the pages that are there of the
+    /// range of it that `look` returns, which is returned. The areas are locked for a bounded number of tables at once:
+    /// the rest of a large range is counted as it is later, and no further once `is_killed`, or once the space has
+    /// ended.
     pub fn add_resident(
         &self,
         from: VirtAddr,

@@ -68,7 +68,8 @@ struct Snapshot {
     space: Option<SpaceRef>,
 }
 
-/// The process that has this number, or a thread with it. A first thread that has exited has no space, whatever others have.
+/// The process that has this number, or a thread with it. A first thread that has exited has no space, though others
+/// of its process have one.
 pub fn find(id: u32) -> Option<ProcSubject> {
     let (serial, space) = {
         let tree = PROCESSES.lock();
