@@ -124,7 +124,7 @@ mod target {
         pub fn of(self, of: ProcSubject) -> ProcContents {
             match self {
                 Self::Pagemap => ProcContents::Pagemap(Pagemap(of.space)),
-                _ => ProcContents::Records(self, of, Records::new()),
+                _ => ProcContents::Records(self, of, Records::default()),
             }
         }
     }

@@ -201,14 +201,16 @@ mod target {
     /// each begins a text of its own.
     pub struct Records(IrqLock<Option<PoolBox<Cursor>>, { rank::RECORDS }>);
 
+    /// At the start.
+    impl Default for Records {
+        fn default() -> Self {
+            Self(IrqLock::new(None))
+        }
+    }
+
     impl Records {
         /// Bytes that go with it.
         pub const BYTES: usize = size_of::<Cursor>();
-
-        /// At the start.
-        pub const fn new() -> Self {
-            Self(IrqLock::new(None))
-        }
 
         /// As [`ProcContents::read`](crate::linux::file::proc::ProcContents::read).
         ///
