@@ -7,7 +7,7 @@ use crate::kernel;
 use crate::platform::{DmaRange, MappedId, dma_reach};
 use crate::smp::Cpu;
 
-/// What the machine's description has of a device's accesses.
+/// A device's accesses, by the machine's description.
 pub struct BusPath<'p> {
     /// The SMMU in front of it and what that calls it; `None` where no SMMU sees its accesses.
     pub stream: Option<MappedId>,

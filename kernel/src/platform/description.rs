@@ -8,7 +8,7 @@ use super::interrupts::{Interrupt, Trigger};
 use super::pcie::Pcie;
 use super::power::PowerRegisters;
 use super::uart::Uart;
-use super::virtio::VirtioMmio;
+use super::virtio::{FirstLine, VirtioMmio};
 use crate::smp::cpu::MAX_CPUS;
 
 /// Banks of memory that are kept apart; adjacent ones are one.
@@ -79,6 +79,8 @@ pub struct Platform {
     /// Places of virtio devices that are no PCI functions, in the order of the tree; those whose nodes make no sense
     /// are missing.
     pub virtio: Vec<VirtioMmio, MAX_VIRTIO>,
+    /// The interrupts of those places, until their controller is known.
+    pub(super) virtio_lines: Vec<FirstLine, MAX_VIRTIO>,
 }
 
 impl Platform {
@@ -115,6 +117,7 @@ impl Platform {
             message_frame: None,
             smmus: Vec::new(),
             virtio: Vec::new(),
+            virtio_lines: Vec::new(),
         }
     }
 }

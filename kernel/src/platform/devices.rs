@@ -19,7 +19,7 @@ use super::pcie::{self, References};
 use super::power::PowerNodes;
 use super::tree::{Node, cell, strings};
 use super::uart::{Uart, UartNode};
-use super::virtio::{self, VirtioLines};
+use super::virtio;
 use crate::smp::cpu::AFFINITY;
 
 impl Redistributors {
@@ -55,13 +55,12 @@ pub(super) struct Found<'t> {
     pcie: Option<pcie::HostBridgeNode<'t>>,
     pub(super) power: PowerNodes<'t>,
     smmus: Vec<SmmuNode<'t>, MAX_SMMUS>,
-    virtio: VirtioLines<'t>,
     /// How other nodes refer to them.
     references: References,
 }
 
 impl<'t> Found<'t> {
-    /// Takes `node` down if it is one of them. What needs no other node goes to `platform` at once.
+    /// Takes `node` down if it is one of them. Things that need no other node go to `platform` at once.
     pub(super) fn look_at(
         &mut self,
         platform: &mut Platform,
@@ -112,7 +111,7 @@ impl<'t> Found<'t> {
                 "pci-host-ecam-generic" if self.pcie.is_none() => {
                     self.pcie = dispensable(pcie::HostBridgeNode::read(node))
                 }
-                "virtio,mmio" => virtio::add(platform, &mut self.virtio, node),
+                "virtio,mmio" => virtio::add(platform, node),
                 "arm,smmu-v3" => self.add_smmu(node),
                 _ if !self.power.look_at(compatible, node) => continue,
                 _ => {}
@@ -189,7 +188,7 @@ impl<'t> Found<'t> {
         platform.timer = virtual_timer.ok_or_else(|| timer.interrupts.missing())?;
         platform.timer_frequency = timer.frequency;
         platform.psci = self.psci;
-        virtio::resolve(platform, &self.virtio, gic);
+        virtio::resolve(platform, gic);
         platform.smmus = self.smmus.iter().map(|smmu| smmu.resolve(gic)).collect();
         (platform.its, platform.message_frame) = (self.its, self.message_frame);
         platform.choose_receiver();

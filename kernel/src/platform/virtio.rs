@@ -13,7 +13,7 @@ use super::tree::{self, DmaRange, Node, cell};
 
 /// Bytes of registers that each such device has; those of its own kind follow.
 pub const VIRTIO_REGISTERS: u64 = 0x100;
-/// What errors of a place's interrupt call it.
+/// The name of a place in errors of its interrupt.
 const KIND: &str = "virtio,mmio";
 /// The first interrupt that CPUs share: no device has a private one.
 const FIRST_SHARED: u32 = 32;
@@ -33,30 +33,61 @@ pub struct VirtioMmio {
     pub dma: DmaRange,
 }
 
-/// The interrupts of the places that the platform has, in their order, to be read when the controller is known. From the
-/// pass that finds the places: another one over the properties of 32 nodes is a twentieth of the boot.
-pub(super) type VirtioLines<'t> = Vec<Interrupts<'t>, MAX_VIRTIO>;
+/// The start of the list of a place's interrupts, as the tree has it: all that the first one takes. It is kept beside the
+/// place until the controller is known, as another pass over the properties of 32 nodes is a twentieth of the boot.
+#[derive(Clone, Debug)]
+pub(super) struct FirstLine {
+    parent: Option<u32>,
+    is_extended: bool,
+    /// Bytes of the whole list.
+    length: u32,
+    start: Vec<u8, MOST_BYTES>,
+}
 
-/// Adds the place that `node` describes; one that makes no sense is left out. Out of line, as its parts are large.
-#[inline(never)]
-pub(super) fn add<'t>(platform: &mut Platform, lines: &mut VirtioLines<'t>, node: &Node<'t, '_>) {
-    let place = match lines.is_full() {
-        true => Err(PlatformError::TooMany { what: "virtio,mmio nodes", limit: MAX_VIRTIO }),
-        false => read(node).and_then(|place| {
-            let overlaps = |other: &VirtioMmio| other.registers.overlaps(place.registers);
-            if platform.virtio.iter().any(overlaps) { Err(node.bad("reg")) } else { Ok(place) }
-        }),
-    };
-    if let Some(place) = dispensable(place) {
-        // There is room in both.
-        let _ = platform.virtio.push(place);
-        let _ = lines.push(node.interrupts_of(KIND));
+/// A phandle, and as many cells as a line of a known controller has.
+const MOST_BYTES: usize = 4 + 3 * 4;
+
+impl FirstLine {
+    #[inline(never)]
+    fn of(node: &Node<'_, '_>) -> Self {
+        let Interrupts { parent, list, extended, .. } = node.interrupts_of(KIND);
+        let whole = extended.or(list).unwrap_or_default();
+        let start = Vec::from_slice(whole.get(..MOST_BYTES).unwrap_or(whole)).unwrap_or_default();
+        Self { parent, is_extended: extended.is_some(), length: whole.len() as u32, start }
+    }
+
+    fn read(&self, controller: &ControllerNode) -> Result<Option<Interrupt>, PlatformError> {
+        let line = controller.line_size();
+        // A list that is no whole number of lines stays none.
+        let bytes = match self.is_extended {
+            true => 4 + line,
+            false if (self.length as usize).is_multiple_of(line) => line,
+            false => self.length as usize,
+        };
+        let list = Some(self.start.get(..bytes).unwrap_or(&self.start));
+        let (list, extended) = if self.is_extended { (None, list) } else { (list, None) };
+        Interrupts { node: KIND, parent: self.parent, list, extended }.get(0, controller)
     }
 }
 
-fn read(node: &Node<'_, '_>) -> Result<VirtioMmio, PlatformError> {
+/// Adds the place that `node` describes; one that makes no sense is left out. Out of line, as its parts are large.
+#[inline(never)]
+pub(super) fn add(platform: &mut Platform, node: &Node<'_, '_>) {
+    if let Some(place) = dispensable(read(platform, node)) {
+        // There is room in both.
+        let _ = platform.virtio.push(place);
+        let _ = platform.virtio_lines.push(FirstLine::of(node));
+    }
+}
+
+#[inline(never)]
+fn read(platform: &Platform, node: &Node<'_, '_>) -> Result<VirtioMmio, PlatformError> {
+    if platform.virtio.is_full() {
+        return Err(PlatformError::TooMany { what: "virtio,mmio nodes", limit: MAX_VIRTIO });
+    }
     let registers = node.first_registers()?;
-    if registers.size() < VIRTIO_REGISTERS || !registers.start().is_aligned(4) {
+    let is_taken = platform.virtio.iter().any(|other| other.registers.overlaps(registers));
+    if registers.size() < VIRTIO_REGISTERS || !registers.start().is_aligned(4) || is_taken {
         return Err(node.bad("reg"));
     }
     Ok(VirtioMmio { registers, interrupt: None, stream: stream(node)?, coherent: node.is_coherent(), dma: dma(node)? })
@@ -81,9 +112,9 @@ fn stream(node: &Node<'_, '_>) -> Result<Option<MappedId>, PlatformError> {
 
 /// Reads the interrupts, now that their controller is known. Each may make no sense without harm: its device is polled.
 #[inline(never)]
-pub(super) fn resolve(platform: &mut Platform, lines: &VirtioLines<'_>, gic: &ControllerNode) {
-    for (place, line) in platform.virtio.iter_mut().zip(lines) {
-        let interrupt = dispensable(line.get(0, gic)).flatten();
+pub(super) fn resolve(platform: &mut Platform, controller: &ControllerNode) {
+    for (place, line) in platform.virtio.iter_mut().zip(&platform.virtio_lines) {
+        let interrupt = dispensable(line.read(controller)).flatten();
         place.interrupt = interrupt.filter(|interrupt| interrupt.intid >= FIRST_SHARED);
     }
 }

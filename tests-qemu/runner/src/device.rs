@@ -45,7 +45,7 @@ pub fn name(device: &str) -> &str {
     device.split_once(',').map_or(device, |(name, _)| name)
 }
 
-/// What a device is to its users, wherever it is: its name without options and place.
+/// The device as its users know it, wherever it is: its name without options and place.
 pub fn kind(device: &str) -> &str {
     name(device).trim_end_matches(IN_MEMORY)
 }

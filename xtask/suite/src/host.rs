@@ -11,7 +11,6 @@ use granule_runner::report::{Entry, Status};
 use granule_tools::bounded::{Bounds, End};
 use granule_tools::{BUILDING, Tools};
 
-use super::Options;
 use super::list::List;
 
 /// The harness runs the tests of one thread on its own, which has another stack.
@@ -133,47 +132,52 @@ pub const WITHOUT_EXAMPLES: [&str; 15] = [
     "granule-tools",
 ];
 
-/// The tests in the documentation, which rustdoc builds. They are few, and rustdoc's own harness names and runs them, on
-/// one CPU.
-pub(super) fn documentation(options: &Options, tools: &Tools) -> Command {
+/// The output and the verdicts of the tests in the documentation.
+type Documented = Result<(String, Vec<Entry>)>;
+
+/// Lists the tests in the documentation, or has the list run them beside its own; [`documented`] gets their end. rustdoc
+/// builds them; they are few, and its own harness names and runs them, on one CPU.
+pub(super) fn document(list: &List<'_>, tools: &Tools) -> Result<Option<Receiver<Documented>>> {
     let mut cargo = tools.host_cargo("test", "host");
     cargo.args(["--workspace", "--doc", "--no-fail-fast"]);
     cargo.args(WITHOUT_EXAMPLES.iter().flat_map(|package| ["--exclude", package]));
-    cargo.args(["--", "--test-threads=1"]).args(&options.filter);
-    cargo.args(options.skip.iter().flat_map(|filter| ["--skip", filter]));
-    if options.list {
+    cargo.args(["--", "--test-threads=1"]).args(&list.options.filter);
+    cargo.args(list.options.skip.iter().flat_map(|filter| ["--skip", filter]));
+    if list.options.list {
         cargo.arg("--list");
+        print!("{}", run_documentation(&cargo)?.0);
+        return Ok(None);
     }
-    cargo
+    let (sender, receiver) = channel();
+    list.job(DOCUMENTATION, MEMORY_MIB, move || {
+        // The receiver is gone only if the whole run is.
+        let _ = sender.send(run_documentation(&cargo));
+    });
+    Ok(Some(receiver))
 }
 
-/// Runs them; `line` gets each line of the output.
-pub(super) fn document(cargo: &Command, mut line: impl FnMut(&str)) -> Result<Vec<Entry>> {
-    let mut entries = Vec::new();
-    let verdict = |text: &str| {
-        line(text);
-        entries.extend(parse(text));
-    };
-    let (end, time) = Bounds::default().run(DOCUMENTATION, cargo, false, || true, verdict)?;
-    let is_reported = entries.iter().any(|entry| matches!(entry.status, Status::Failed(_)));
-    let failure = end.failure().filter(|_| !is_reported);
-    ensure!(failure.is_none(), "the tests in the documentation did not run: {}", failure.unwrap_or_default());
-    // rustdoc builds them together, so each has its share of the time.
-    let share = time.checked_div(entries.len() as u32).unwrap_or_default();
-    entries.iter_mut().for_each(|entry| entry.time = share);
+/// Waits for the end of the tests in the documentation, and prints it; there is none where the list was stopped before.
+pub(super) fn documented(receiver: Option<Receiver<Documented>>) -> Result<Vec<Entry>> {
+    let Some(Ok(outcome)) = receiver.map(|receiver| receiver.recv()) else { return Ok(Vec::new()) };
+    let (output, entries) = outcome?;
+    print!("{output}");
     Ok(entries)
 }
 
-/// Has the list run them beside its own: their output and verdicts come at the end, and not at all where it is stopped.
-pub(super) fn add_documentation(list: &List<'_>, cargo: Command) -> Receiver<Result<(String, Vec<Entry>)>> {
-    let (sender, receiver) = channel();
-    list.job(DOCUMENTATION, MEMORY_MIB, move || {
-        let mut output = String::new();
-        let entries = document(&cargo, |line| output.extend([line, "\n"]));
-        // Its receiver is gone only if the whole run is.
-        let _ = sender.send(entries.map(|entries| (output, entries)));
-    });
-    receiver
+fn run_documentation(cargo: &Command) -> Documented {
+    let (mut output, mut entries) = (String::new(), Vec::new());
+    let line = |line: &str| {
+        output.extend([line, "\n"]);
+        entries.extend(parse(line));
+    };
+    let (end, time) = Bounds::default().run(DOCUMENTATION, cargo, false, || true, line)?;
+    let is_reported = entries.iter().any(|entry| matches!(entry.status, Status::Failed(_)));
+    let failure = end.failure().filter(|_| !is_reported);
+    ensure!(failure.is_none(), "the tests in the documentation did not run: {}", failure.unwrap_or_default());
+    // They are built together, so each has its share of the time.
+    let share = time.checked_div(entries.len() as u32).unwrap_or_default();
+    entries.iter_mut().for_each(|entry| entry.time = share);
+    Ok((output, entries))
 }
 
 /// A verdict in cargo's output: `test path::name ... ok`.

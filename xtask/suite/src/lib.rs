@@ -122,21 +122,12 @@ pub fn run(options: &Options, tools: &Tools, profile: Profile) -> Result<()> {
         if on_host {
             // They draw no numbers.
             if round == 0 {
-                let cargo = host::documentation(options, tools);
-                if options.list {
-                    host::document(&cargo, |line| println!("{line}"))?;
-                } else {
-                    documentation = Some(host::add_documentation(&list, cargo));
-                }
+                documentation = host::document(&list, tools)?;
             }
             host::add(&mut list, &programs)?;
         }
         entries.extend(list.run(&took));
-        if let Some(Ok(outcome)) = documentation.map(|receiver| receiver.recv()) {
-            let (output, outcomes) = outcome?;
-            print!("{output}");
-            entries.extend(outcomes);
-        }
+        entries.extend(host::documented(documentation)?);
     }
     if options.list {
         return Ok(());

@@ -49,7 +49,7 @@ mod register {
     pub(super) const DEVICE: u64 = 0x08;
     pub(super) const INTERRUPT_STATUS: u64 = 0x60;
     pub(super) const INTERRUPT_ACKNOWLEDGE: u64 = 0x64;
-    /// The same in all versions.
+    /// In all versions.
     pub(super) const STATUS: u64 = 0x70;
 }
 
@@ -206,7 +206,7 @@ impl Node {
         self.place
     }
 
-    /// What it is, by the numbers of functions.
+    /// The device's identity, by the numbers of functions.
     pub fn id(&self) -> Id {
         self.id
     }

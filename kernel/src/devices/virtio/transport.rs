@@ -43,11 +43,11 @@ pub struct RegisterLayout {
     pub groups: &'static [(RegisterGroup, u64)],
     /// Which half of the device's features is read.
     pub device_feature_select: Register,
-    /// That half.
+    /// A half of the device's features.
     pub device_feature: Register,
     /// Which half of the driver's features is written.
     pub driver_feature_select: Register,
-    /// That half.
+    /// A half of the driver's features.
     pub driver_feature: Register,
     /// How many queues there are, where a register has it.
     pub queues: Option<Register>,

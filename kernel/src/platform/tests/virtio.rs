@@ -75,6 +75,8 @@ fn a_level_is_one_and_a_device_without_an_interrupt_is_polled() {
     let interrupt = |cells_of: &[u32]| one(&[("interrupts", cells(cells_of))]).unwrap().interrupt;
     assert_eq!(interrupt(&[0, 5, 4]), Some(Interrupt { intid: 37, trigger: Trigger::Level }));
     assert_eq!(interrupt(&[]), None);
+    assert_eq!(interrupt(&[0, 5, 4, 0, 6, 4]).map(|interrupt| interrupt.intid), Some(37), "the first");
+    assert_eq!(interrupt(&[0, 5, 4, 0, 6]), None, "no whole number of lines");
     assert_eq!(interrupt(&[1, 5, 4]), None, "private to each CPU");
     assert_eq!(interrupt(&[0, 988, 4]), None, "too large");
     let extended = one(&[("interrupts-extended", cells(&[0x8002, 0, 7, 4]))]).unwrap().interrupt;
