@@ -129,8 +129,10 @@ pub struct LeafTotals {
 impl LeafTotals {
     fn add(&mut self, level: u8, contiguous: bool, size: u64, bytes: u64) {
         let kind = 2 * level as usize + usize::from(!contiguous);
-        self.sizes[kind] = size;
-        self.bytes[kind] += bytes;
+        if let (Some(of_kind), Some(total)) = (self.sizes.get_mut(kind), self.bytes.get_mut(kind)) {
+            *of_kind = size;
+            *total += bytes;
+        }
     }
 
     /// `(bytes of a leaf, how many)`, from the largest; only sizes that occur. A contiguous group counts as one leaf.
