@@ -13,7 +13,7 @@ use granule::devices::virtio::mmio::{self, Node};
 pub(super) const COMMANDS: &[Command] = &[Command {
     name: "lspci",
     words: "",
-    help: "PCI Express functions, their registers and capabilities; virtio devices that are none",
+    help: "PCI Express functions, their registers and capabilities; other virtio devices",
     run: lspci,
     complete: no_keywords,
 }];

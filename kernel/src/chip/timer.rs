@@ -101,7 +101,12 @@ pub struct UnknownFrequency;
 
 /// Time since the kernel was entered.
 pub fn uptime() -> Duration {
-    to_duration(timer::count().wrapping_sub(ENTRY.load(Ordering::Relaxed)), timer::frequency())
+    uptime_at(timer::count())
+}
+
+/// As [`uptime`], when the counter was at `count`.
+pub fn uptime_at(count: u64) -> Duration {
+    to_duration(count.wrapping_sub(ENTRY.load(Ordering::Relaxed)), timer::frequency())
 }
 
 /// As [`uptime`], in nanoseconds: enough for 584 years.

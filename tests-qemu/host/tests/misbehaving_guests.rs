@@ -181,7 +181,7 @@ fn a_page_that_is_writable_and_executable_fails_the_audit() {
 
 #[test]
 fn what_a_device_is_left_with_fails_the_audit() {
-    let masters = ["0 claimed functions before the test, 1 after it", "0 bus masters before the test, 1 after it"];
+    let masters = ["0 claimed devices before the test, 1 after it", "0 bus masters before the test, 1 after it"];
     assert_fails_with("default", "misbehaving::leaks_a_bus_master", "2 failed, of 1 checks", &masters);
     let outcome = judge_on("default", "misbehaving::leaks_a_device");
     assert!(matches!(outcome.verdict, Verdict::Failed(_)), "{outcome:?}");

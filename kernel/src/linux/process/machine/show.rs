@@ -12,6 +12,7 @@ use granule_arch::addr::{PAGE, VirtAddr};
 use super::clock::Clock;
 use super::task::Task;
 use super::tree::{PROCESSES, Process, Tree, unreleased};
+use crate::chip::timer::uptime_at;
 use crate::linux::errno::Errno;
 use crate::linux::file::proc::{ProcFile, ProcSubject};
 use crate::linux::file::records::{self, Record};
@@ -188,7 +189,7 @@ fn snapshot(of: &ProcSubject) -> Result<Snapshot, Errno> {
             handled,
             exit_signal: 0,
             end: if let Life::Ended(end) = state.life { end.word() } else { 0 },
-            created: process.created,
+            created: uptime_at(process.created).as_nanos() as u64,
             cpu: task.map_or(0, |task| task.thread().home().0),
             most_pending: process.limits.soft(RLIMIT_SIGPENDING),
             most_present: process.limits.soft(RLIMIT_RSS),

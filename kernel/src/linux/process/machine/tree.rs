@@ -24,13 +24,13 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use granule_abi::signal::{CLD_EXITED, CLD_KILLED};
+use granule_arch::timer;
 use intrusive_collections::{Bound, KeyAdapter, LinkedList, LinkedListLink, RBTree, RBTreeLink, UnsafeRef};
 use spin::Once;
 
 use super::charge::Charges;
 use super::state::{ProcessState, Visit};
 use super::task::{self, Task};
-use crate::chip::timer::uptime_nanoseconds;
 use crate::kernel;
 use crate::linux::errno::Errno;
 use crate::linux::file::open::FileRef;
@@ -70,7 +70,7 @@ pub struct Process {
     pub entry: &'static UserEntry,
     /// Its serial number, in the order of creation; 0 before it is in the tree.
     serial: AtomicU64,
-    /// When it was created, in nanoseconds of uptime.
+    /// The timer's count when it was created.
     pub created: u64,
     /// The serial number of its first ancestor, which the kernel started. 0 before it is in the tree.
     family_serial: AtomicU64,
@@ -210,7 +210,7 @@ impl Process {
             id,
             entry,
             serial: AtomicU64::new(0),
-            created: uptime_nanoseconds(),
+            created: timer::count_unordered(),
             family_serial: AtomicU64::new(0),
             by_id: RBTreeLink::new(),
             by_serial: RBTreeLink::new(),
