@@ -79,7 +79,7 @@ const BARS: [Bar; 66] = [
     bar("vmalloc", 900, 35, MAKES_VALID, (1499.0, 95.9)),
     // A larger area has whole tables of its own. Giving those back takes an unlinking with barriers and TLBIs of its
     // own.
-    Bar { barriers_up_to: 512, ..bar("vfree", 600, 45, REVOKES, (966.0, 186.4)) },
+    Bar { barriers_up_to: 512, ..bar("vfree", 620, 45, REVOKES, (966.0, 186.4)) },
     // N counts blocks of 2 MiB.
     bar("vmalloc_huge", 900, 300, MAKES_VALID, (3012.0, 4651.0)),
     bar("set_memory_ro/huge", 600, 80, REVOKES_WITH_ALIAS, (0.0, 0.0)),
