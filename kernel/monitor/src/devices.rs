@@ -13,7 +13,7 @@ use granule::devices::virtio::mmio::{self, Node};
 pub(super) const COMMANDS: &[Command] = &[Command {
     name: "lspci",
     words: "",
-    help: "PCI Express functions, their registers and capabilities; other virtio devices",
+    help: "PCI Express functions, registers, capabilities; virtio devices",
     run: lspci,
     complete: no_keywords,
 }];
