@@ -104,7 +104,7 @@ pub fn line(record: &mut Record, area: &Area, heap: ProgramHeap, stack_top: Virt
     line_of(record, (start, end), area.letters(), offset, number, name);
 }
 
-/// As [`line`], of what it shows.
+/// As [`line()`], of what it shows.
 fn line_of(
     record: &mut Record,
     (start, end): (VirtAddr, VirtAddr),
