@@ -121,8 +121,7 @@ pub struct PollState<'f> {
 const LARGEST: u64 = i64::MAX as u64;
 
 /// Opens what is at `path`. `base` is the directory that the path begins in, which then is not empty; the root if there
-/// is none. `flags` are [`checked`]. `find` finds a process whose
-/// files in `/proc` are named.
+/// is none. `flags` are [`checked`]. `find` finds a process whose files in `/proc` are named.
 ///
 /// # Errors
 /// Those of `openat` on a file system that is mounted read-only, and of `find`.

@@ -6,7 +6,7 @@
 
 use core::sync::atomic::Ordering;
 
-use granule_arch::addr::{PAGE, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Markers, MigrationAccess, NonPresent};
 use granule_pgtable::{CellsOrBlock, CellsWalk, Mmu, PageRange};
 
@@ -53,6 +53,13 @@ pub(super) struct Seen {
     /// The form that a page has, also where it is a block's.
     pub(super) entry: Descriptor,
     pub(super) is_block: bool,
+}
+
+impl Seen {
+    /// The frame of the first page, where that is there.
+    pub(super) fn frame(&self) -> PhysAddr {
+        self.entry.address() + if self.is_block { self.at.0 % BLOCK_SIZE } else { 0 }
+    }
 }
 
 impl Space {
@@ -136,8 +143,7 @@ impl Space {
         let entry = seen.entry;
         match state(entry) {
             EntryState::Page | EntryState::Inaccessible => {
-                let frame = entry.address() + if seen.is_block { seen.at.0 % BLOCK_SIZE } else { 0 };
-                let leaf = flags_of_leaf(entry) | frame.frame_number() as u64;
+                let leaf = flags_of_leaf(entry) | seen.frame().frame_number() as u64;
                 if entry.is_special() {
                     return leaf;
                 }

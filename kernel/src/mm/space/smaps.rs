@@ -119,7 +119,7 @@ impl Area {
             (*b"pf", is_device),
             (*b"gu", false),
             (*b"uw", has(AreaFlags::UFFD_WP)),
-            (*b"lo", has(AreaFlags::LOCKED)),
+            (*b"lo", self.is_locked()),
             (*b"io", is_device),
             (*b"dc", has(AreaFlags::NOT_IN_CHILDREN)),
             (*b"de", is_device),
@@ -141,9 +141,8 @@ impl Area {
         self.flags().has_any(AreaFlags::BLOCKS) && first.is_some_and(|first| first + BLOCK_SIZE <= self.end())
     }
 
-    /// How many of its bytes from `from` on are locked.
-    fn locked(&self, bytes: u64) -> u64 {
-        if self.flags().has_any(AreaFlags::LOCKED) { bytes } else { 0 }
+    fn is_locked(&self) -> bool {
+        self.flags().has_any(AreaFlags::LOCKED)
     }
 }
 
@@ -203,15 +202,13 @@ impl Space {
                     _ => OF_SHARED_MEMORY,
                 };
                 let bytes = seen.pages as u64 * PAGE;
-                let (is_dirty, is_locked) =
-                    (entry.is_dirty() || !is_of_object, area.flags().has_any(AreaFlags::LOCKED));
+                let (is_dirty, is_locked) = (entry.is_dirty() || !is_of_object, area.is_locked());
                 let mut add = |bytes, holders: u32| {
                     sum.add(kind, bytes, holders.saturating_sub(is_of_object.into()), is_dirty, is_locked);
                 };
                 if seen.is_block && holders == 0 {
                     // Divided, and it stays so while the entry holds the frames: each has holders of its own.
-                    let first = entry.address() + seen.at.0 % BLOCK_SIZE;
-                    let frames = (0..seen.pages as u64).map(|index| first + index * PAGE);
+                    let frames = (0..seen.pages as u64).map(|index| seen.frame() + index * PAGE);
                     frames.for_each(|frame| add(PAGE, self.common.record(frame).references()));
                 } else {
                     add(bytes, holders);
@@ -239,7 +236,7 @@ impl Space {
                 };
                 totals.size += bytes;
                 totals.data += area.data().min(bytes);
-                totals.locked += area.locked(bytes);
+                totals.locked += if area.is_locked() { bytes } else { 0 };
                 if area.grows() {
                     totals.stacks += bytes;
                 } else if is_code(area.protection()) {
