@@ -1,18 +1,21 @@
 //! Mutants under the tests on the host: one process a test, by the runner of `./x test`, until the first fails.
 //!
-//! Near tests come first: those whose names share modules with the mutant's file, then the others of its crate, then
-//! those of crates that depend on it. The nearest run at once. A test that fails must pass without the mutant, in a
-//! program that is kept for this.
+//! One build has all mutants in it ([`placed`](super::placed)): a probe at each one's place, and a copy of the block around it with the
+//! change. One run of all tests without a choice tells which of them reach which place, and how long each takes; the
+//! others cannot see the mutant. Then each mutant is chosen in turn, without another build. A mutant whose copy does
+//! not compile, or that is in code which is evaluated at compile time, is built alone.
 //!
-//! Reach: for the rest, one build has a probe in the innermost block around each mutant's place, which prints the mutant's
-//! name. So one run of all tests tells which of them reach which place, and how long each takes; the others cannot see
-//! the mutant. Slow tests follow once every quick one has passed and the image's checks have, quickest first, as far as
-//! the bound of time for a mutant goes.
+//! Near tests come first: those whose names share modules with the mutant's file, then the others of its crate, then
+//! those of crates that depend on it. Slow tests follow once every quick one has passed and the image's checks have,
+//! quickest first, as far as the bound of time for a mutant goes.
+//!
+//! Where few mutants are tried, the nearest tests run first, on a build of the mutant alone. A test that fails must pass
+//! without the mutant, in a program that is kept for this.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc::channel;
 use std::time::Duration;
@@ -26,6 +29,7 @@ use granule_tools::{BUILDING, Tools};
 use serde::{Deserialize, Serialize};
 
 use super::draw::Mutant;
+use super::placed::{self, Placed, marks};
 use super::record::{self, Spent, Verdict};
 use super::table::{OTHERS, area_of};
 use super::tree::Tree;
@@ -46,8 +50,8 @@ const QUICK: f64 = 2.0;
 /// them try every order of some steps, so a mutant of an order gets more.
 const BUDGET: f64 = 50.0;
 const BUDGET_OF_ORDERS: f64 = 150.0;
-/// The text that a probe prints before the mutant's name.
-const MARK: &str = "@reached ";
+/// A run of so few mutants tries the nearest tests of each at once: no build of many pays.
+const FEW: usize = 3;
 
 /// A test that may see a mutant.
 #[derive(Clone, Debug)]
@@ -121,7 +125,7 @@ pub(super) struct Baseline {
     /// The sources and mutants that it was measured for.
     key: String,
     /// Packages of which all programs are there.
-    measured: BTreeSet<String>,
+    measured: BTreeMap<String, Measured>,
     /// The tests that pass, by package, program and test.
     passed: BTreeMap<String, BTreeMap<String, BTreeMap<String, Passed>>>,
     /// Mutants that have a probe.
@@ -129,6 +133,14 @@ pub(super) struct Baseline {
     /// The tests of crates without a mutant, by package.
     #[serde(skip)]
     sound: BTreeMap<String, Vec<Program>>,
+}
+
+/// The build of a package's tests with all mutants.
+#[derive(Debug, Serialize, Deserialize)]
+struct Measured {
+    /// Mutants that it can run.
+    copied: BTreeSet<String>,
+    programs: Vec<Program>,
 }
 
 /// A test that passes without a mutant.
@@ -140,18 +152,36 @@ struct Passed {
     seconds: f64,
 }
 
-/// The result of a build.
-enum Build {
-    Programs(Vec<Program>),
-    /// The first error.
-    Error(BuildError),
-}
+/// The result of a build: its programs, or the errors of the compiler, one or more.
+type Build = Result<Vec<Program>, Vec<BuildError>>;
 
 /// An error of the compiler.
 struct BuildError {
     why: String,
-    /// From the root of the tree.
-    file: Option<String>,
+    /// The places that it names: files, as far as they can be found from the root of the tree, and bytes.
+    places: Vec<(String, usize)>,
+}
+
+impl BuildError {
+    /// The error in a message of cargo's for the tree at `root`, if that says of one.
+    fn of(message: &serde_json::Value, root: &Path) -> Option<Self> {
+        let message = &message["message"];
+        let place = |span: &serde_json::Value| {
+            // A crate may reach a file by way of another folder.
+            let file = root.join(span["file_name"].as_str()?).canonicalize().ok()?;
+            let file = file.strip_prefix(root.canonicalize().ok()?).ok()?.to_str()?.to_owned();
+            Some((file, span["byte_start"].as_u64()? as usize))
+        };
+        (message["level"] == "error").then(|| Self {
+            why: message["message"].as_str().unwrap_or_default().to_owned(),
+            places: message["spans"].as_array().into_iter().flatten().filter_map(place).collect(),
+        })
+    }
+}
+
+/// The first error.
+fn why(errors: Vec<BuildError>) -> String {
+    errors.into_iter().next().map(|error| error.why).unwrap_or_default()
 }
 
 /// The tests on the host, in the copy.
@@ -161,6 +191,8 @@ pub(super) struct Host<'a> {
     pub(super) tools: &'a Tools,
     pub(super) tree: &'a Tree,
     pub(super) seed: u64,
+    /// How many mutants get a verdict.
+    pub(super) count: usize,
     /// The packages whose tests may see a mutant, its own first.
     pub(super) packages: fn(&Mutant) -> &'static [&'static str],
 }
@@ -182,7 +214,7 @@ impl Host<'_> {
                 cargo.args(["--test", name])
             };
         }
-        let (mut programs, mut error, mut output) = (Vec::new(), None, String::new());
+        let (mut programs, mut errors, mut output) = (Vec::new(), Vec::new(), String::new());
         let (end, work) = BUILD.run(
             BUILDING,
             &cargo,
@@ -191,20 +223,22 @@ impl Host<'_> {
             |line| {
                 output.extend([line, "\n"]);
                 let Ok(message) = serde_json::from_str::<serde_json::Value>(line) else { return };
-                if message["message"]["level"] == "error" && error.is_none() {
-                    let file = message["message"]["spans"][0]["file_name"].as_str().map(str::to_owned);
-                    let why = message["message"]["message"].as_str().unwrap_or_default().to_owned();
-                    error = Some(BuildError { why, file });
-                }
+                errors.extend(BuildError::of(&message, &self.tree.root));
                 programs.extend(Program::of(&message));
             },
         )?;
         spent.host_build += work;
-        match (end.failure(), error) {
-            (None, _) => Ok(Build::Programs(programs)),
-            (Some(_), Some(error)) => Ok(Build::Error(error)),
-            (Some(why), None) => bail!("building the tests of {package} failed ({why}):\n{output}"),
+        match end.failure() {
+            None => Ok(Ok(programs)),
+            Some(_) if !errors.is_empty() => Ok(Err(errors)),
+            Some(why) => bail!("building the tests of {package} failed ({why}):\n{output}"),
         }
+    }
+
+    /// Builds these programs of a package with one mutant.
+    fn build_alone(&self, mutant: &Mutant, package: &str, names: &[String], spent: &mut Spent) -> Result<Build> {
+        self.tree.write(&mutant.source.path, &mutant.text())?;
+        self.build(package, names, spent)
     }
 
     /// A run of a test.
@@ -247,8 +281,9 @@ impl Host<'_> {
     }
 
     /// The first of some tests that kills a mutant.
-    fn first_killer(&self, tests: &[Test], spent: &mut Spent) -> Result<Option<Verdict>> {
+    fn first_killer(&self, mutant: &Mutant, tests: &[Test], spent: &mut Spent) -> Result<Option<Verdict>> {
         let mut killer = None;
+        self.choose(Some(mutant))?;
         self.run(tests, Test::bounds, |test, ended| {
             spent.host_tests += ended.work;
             killer = ended.killer(test)?;
@@ -272,58 +307,86 @@ impl Host<'_> {
     /// When the sources do not build without a mutant.
     fn reach(&self, package: &str, mutants: &[&Mutant], path: &Path, baseline: &mut Baseline) -> Result<()> {
         println!("which tests of {package} reach the mutants' places: one run of all");
-        let programs = loop {
-            self.place(mutants, &baseline.probed)?;
-            let BuildError { why, file } = match self.build(package, &[], &mut Spent::default())? {
-                Build::Programs(programs) => break programs,
-                Build::Error(error) => error,
+        let mut copied = baseline.probed.clone();
+        let mut programs = loop {
+            let placed = self.place(mutants, &baseline.probed, &copied)?;
+            let errors = match self.build(package, &[], &mut Spent::default())? {
+                Ok(programs) => break programs,
+                Err(errors) => errors,
             };
-            ensure!(!baseline.probed.is_empty(), "the sources do not build: {why}");
+            ensure!(!baseline.probed.is_empty(), "the sources do not build: {}", why(errors));
+            let places = || errors.iter().flat_map(|error| &error.places);
+            let wrong: BTreeSet<&str> = places().filter_map(|(file, byte)| placed.get(file)?.copy_at(*byte)).collect();
+            if !wrong.is_empty() {
+                copied.retain(|id| !wrong.contains(id.as_str()));
+                continue;
+            }
             // Code that takes no probe: a file that another crate includes, or that is evaluated at compile time.
+            let files: BTreeSet<&str> = places().map(|(file, _)| file.as_str()).collect();
             let all = baseline.probed.len();
-            for mutant in mutants.iter().filter(|mutant| Some(&mutant.source.path) == file.as_ref()) {
+            for mutant in mutants.iter().filter(|mutant| files.contains(mutant.source.path.as_str())) {
                 baseline.probed.remove(&mutant.id);
             }
             if baseline.probed.len() == all {
                 baseline.probed.clear();
             }
-            let place = file.as_deref().filter(|_| !baseline.probed.is_empty()).unwrap_or("all files");
-            eprintln!("x: no probes in {place} ({why}): every test runs on their mutants");
+            copied.retain(|id| baseline.probed.contains(id));
+            let place = if baseline.probed.is_empty() { "all files".to_owned() } else { format!("{files:?}") };
+            eprintln!("x: no probes in {place} ({}): every test runs on their mutants", why(errors));
         };
-        for program in programs {
+        for program in &mut programs {
+            keep(program, path, "all")?;
             if baseline.passed.get(package).is_some_and(|measured| measured.contains_key(&program.target)) {
                 continue;
             }
-            let passed = self.measure(&program)?;
+            let passed = self.measure(program)?;
             let seconds = passed.values().map(|test| test.seconds).sum::<f64>();
             println!("{}: {} tests of {seconds:.0} s", program.suite(), passed.len());
-            baseline.passed.entry(package.to_owned()).or_default().insert(program.target, passed);
+            baseline.passed.entry(package.to_owned()).or_default().insert(program.target.clone(), passed);
             store(baseline, path)?;
         }
-        baseline.measured.insert(package.to_owned());
+        println!("{package}: {} of {} mutants need no build of their own", copied.len(), mutants.len());
+        baseline.measured.insert(package.to_owned(), Measured { copied, programs });
         store(baseline, path)?;
-        self.place(mutants, &BTreeSet::new())
+        self.place(mutants, &BTreeSet::new(), &BTreeSet::new())?;
+        Ok(())
     }
 
-    /// Puts probes into the files of `mutants`, for those of `probed`.
-    fn place(&self, mutants: &[&Mutant], probed: &BTreeSet<String>) -> Result<()> {
-        let files: BTreeMap<&str, &str> =
-            mutants.iter().map(|mutant| (mutant.source.path.as_str(), mutant.source.text.as_str())).collect();
-        for (path, text) in files {
-            let mut places: Vec<(usize, &str)> = mutants
-                .iter()
-                .filter(|mutant| mutant.source.path == path && probed.contains(&mutant.id))
-                .filter_map(|mutant| Some((mutant.change.block?, mutant.id.as_str())))
-                .collect();
-            places.sort_unstable();
-            self.tree.write(path, &with_probes(text, &places))?;
+    /// Writes the files of `mutants`, with probes and copies for these; what is in them, by file.
+    fn place(
+        &self,
+        mutants: &[&Mutant],
+        probed: &BTreeSet<String>,
+        copied: &BTreeSet<String>,
+    ) -> Result<BTreeMap<String, Placed>> {
+        let mut files: BTreeMap<&str, Vec<&Mutant>> = BTreeMap::new();
+        for mutant in mutants {
+            files.entry(&mutant.source.path).or_default().push(mutant);
         }
-        Ok(())
+        let chosen = self.chosen();
+        let placed = files.into_iter().map(|(path, mutants)| {
+            let placed = placed::place(&mutants[0].source.text, &mutants, probed, copied, &chosen);
+            self.tree.write(path, &placed.text)?;
+            Ok((path.to_owned(), placed))
+        });
+        placed.collect()
+    }
+
+    /// The file with the name of the mutant that runs, for programs that have many.
+    fn chosen(&self) -> PathBuf {
+        self.tree.root.with_extension("chosen")
+    }
+
+    /// Has such programs run this mutant from now on; none without one.
+    fn choose(&self, mutant: Option<&Mutant>) -> Result<()> {
+        let (path, name) = (self.chosen(), mutant.map_or("", |mutant| mutant.id.as_str()));
+        fs::write(&path, name).with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// The tests that pass in a program that has probes, each with the probes that it reaches.
     fn measure(&self, program: &Program) -> Result<BTreeMap<String, Passed>> {
         let mut passed = BTreeMap::new();
+        self.choose(None)?;
         self.run(
             &tests(program)?,
             |_| within(host::SECONDS),
@@ -355,16 +418,17 @@ impl Host<'_> {
     ) -> Result<Quick> {
         let mut packages = (self.packages)(mutant).to_vec();
         let mut near = BTreeSet::new();
-        if let Some(own) = packages.first().filter(|own| !baseline.measured.contains(**own)) {
+        let is_one_of_few = self.count <= FEW;
+        if let Some(own) = packages.first().filter(|own| is_one_of_few && !baseline.measured.contains_key(**own)) {
             match self.judge_nearest(mutant, own, path, baseline, spent)? {
                 Quick::Passed(passed) => near.extend(passed.iter().map(Test::name)),
                 judged @ Quick::Judged(_) => return Ok(judged),
             }
         }
         let mut slow = Vec::new();
-        packages.sort_by_key(|package| !baseline.measured.contains(*package));
+        packages.sort_by_key(|package| !baseline.measured.contains_key(*package));
         for package in packages {
-            if !baseline.measured.contains(package) {
+            if !baseline.measured.contains_key(package) {
                 self.reach(package, others, path, baseline)?;
             }
             let seen = baseline.seen(package, mutant);
@@ -372,10 +436,13 @@ impl Host<'_> {
             if names.is_empty() {
                 continue;
             }
-            self.tree.write(&mutant.source.path, &mutant.text())?;
-            let programs = match self.build(package, &names, spent)? {
-                Build::Programs(programs) => programs,
-                Build::Error(error) => return Ok(Quick::Judged(Verdict::Invalid(error.why))),
+            let built = match baseline.measured.get(package).filter(|measured| measured.copied.contains(&mutant.id)) {
+                Some(measured) => Ok(measured.programs.clone()),
+                None => self.build_alone(mutant, package, &names, spent)?,
+            };
+            let programs = match built {
+                Ok(programs) => programs,
+                Err(errors) => return Ok(Quick::Judged(Verdict::Invalid(why(errors)))),
             };
             let test = |program: &Program, (name, seconds): &(&str, f64)| Test {
                 program: program.clone(),
@@ -390,7 +457,7 @@ impl Host<'_> {
             slow.extend(late);
             quick.sort_by(|one, other| one.seconds.total_cmp(&other.seconds));
             quick.sort_by_key(|test| Reverse(shared(&mutant.source.path, &test.name)));
-            if let Some(killed) = self.first_killer(&quick, spent)? {
+            if let Some(killed) = self.first_killer(mutant, &quick, spent)? {
                 return Ok(Quick::Judged(killed));
             }
         }
@@ -411,10 +478,9 @@ impl Host<'_> {
             let sound = self.sound(mutant, package, path)?;
             baseline.sound.insert(package.to_owned(), sound);
         }
-        self.tree.write(&mutant.source.path, &mutant.text())?;
-        let programs = match self.build(package, &nearest(package), spent)? {
-            Build::Programs(programs) => programs,
-            Build::Error(error) => return Ok(Quick::Judged(Verdict::Invalid(error.why))),
+        let programs = match self.build_alone(mutant, package, &nearest(package), spent)? {
+            Ok(programs) => programs,
+            Err(errors) => return Ok(Quick::Judged(Verdict::Invalid(why(errors)))),
         };
         let sound = |program: &Program| {
             let sound = baseline.sound[package].iter().find(|sound| sound.target == program.target);
@@ -455,14 +521,10 @@ impl Host<'_> {
     fn sound(&self, mutant: &Mutant, package: &str, path: &Path) -> Result<Vec<Program>> {
         self.tree.write(&mutant.source.path, &mutant.source.text)?;
         let mut programs = match self.build(package, &nearest(package), &mut Spent::default())? {
-            Build::Programs(programs) => programs,
-            Build::Error(BuildError { why, .. }) => bail!("the sources do not build: {why}"),
+            Ok(programs) => programs,
+            Err(errors) => bail!("the sources do not build: {}", why(errors)),
         };
-        for program in &mut programs {
-            let kept = path.with_file_name(format!("{}.sound", program.suite()));
-            fs::copy(&program.executable, &kept).with_context(|| format!("cannot write {}", kept.display()))?;
-            program.executable = kept;
-        }
+        programs.iter_mut().try_for_each(|program| keep(program, path, "sound"))?;
         Ok(programs)
     }
 
@@ -476,7 +538,7 @@ impl Host<'_> {
             budget -= test.seconds;
             budget >= 0.0
         });
-        let killed = self.first_killer(&affordable, spent)?;
+        let killed = self.first_killer(mutant, &affordable, spent)?;
         if killed.is_none() {
             spent.left_out += left_out.len();
         }
@@ -495,6 +557,14 @@ impl Baseline {
         });
         seen.filter(|(_, tests)| !tests.is_empty()).collect()
     }
+}
+
+/// Copies a program's file to a place beside `path` that no build overwrites.
+fn keep(program: &mut Program, path: &Path, what: &str) -> Result<()> {
+    let kept = path.with_file_name(format!("{}.{what}", program.suite()));
+    fs::copy(&program.executable, &kept).with_context(|| format!("cannot write {}", kept.display()))?;
+    program.executable = kept;
+    Ok(())
 }
 
 /// The bytes of a program.
@@ -527,32 +597,9 @@ fn shared(path: &str, test: &str) -> usize {
     modules.zip(test.split("::")).take_while(|(module, part)| module == part).count()
 }
 
-/// The mutants whose probes printed something.
-fn marks(output: &str) -> BTreeSet<String> {
-    output.lines().filter_map(|line| line.strip_prefix(MARK)).map(str::to_owned).collect()
-}
-
 /// The packages whose tests may see a mutant, by the table.
 pub(super) fn packages(mutant: &Mutant) -> &'static [&'static str] {
     area_of(&mutant.source.path).unwrap_or(&OTHERS).host
-}
-
-/// A source with probes behind the given places, which are sorted; its lines keep their numbers.
-///
-/// A probe takes no memory, since it may be where there is none or where another allocator serves, and writes its line in
-/// one piece.
-fn with_probes(text: &str, places: &[(usize, &str)]) -> String {
-    let (mut result, mut from) = (String::new(), 0);
-    for (place, id) in places {
-        result += &text[from..*place];
-        result += &format!(
-            " {{ extern crate std as probe_std; use probe_std::sync::atomic::{{AtomicBool, Ordering}}; \
-             static SEEN: AtomicBool = AtomicBool::new(false); if !SEEN.swap(true, Ordering::Relaxed) {{ \
-             let _ = probe_std::io::Write::write_all(&mut probe_std::io::stderr(), b\"\\n{MARK}{id}\\n\"); }} }}"
-        );
-        from = *place;
-    }
-    result + &text[from..]
 }
 
 /// Reads what an earlier run measured.

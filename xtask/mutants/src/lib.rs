@@ -1,8 +1,8 @@
 //! `./x mutants`: breaks the code by rules, one place at a time, and reports which of these mutants no test sees.
 //!
-//! Mutants are built in a copy of the sources below `target/mutants/tree`, whose builds are reused. The quick tests on the
-//! host run first, from those nearest to a mutant's place, then the checks of the image for the target, the slow tests
-//! on the host, and those of its part of the kernel on the target.
+//! Mutants are built in a copy of the sources below `target/mutants/tree`, whose builds are reused: for the host, all that
+//! compile in one build. The quick tests on the host run first, from those nearest to a mutant's place, then the checks
+//! of the image for the target, the slow tests on the host, and those of its part of the kernel on the target.
 //! Each verdict is written at once, so that a run that was ended continues where it was: `target/mutants/SEED`; on another
 //! machine, from `docs/MUTANTS.tsv`.
 
@@ -12,6 +12,7 @@ mod draw;
 mod host;
 mod kept;
 mod known;
+mod placed;
 mod record;
 mod rules;
 mod syntax;
@@ -106,7 +107,7 @@ pub fn run(options: &Options, tools: &Tools) -> Result<()> {
     let mut kept = Kept::read(&tools.root)?;
     let records = Records::open(&directory.join(options.seed.to_string()), &tree.hash, tests, kept.clone())?;
     let here = tools.at(&tree.root);
-    let host = Host { tools: &here, tree: &tree, seed: options.seed, packages: host::packages };
+    let host = Host { tools: &here, tree: &tree, seed: options.seed, count, packages: host::packages };
     let target = if options.host {
         None
     } else {

@@ -80,8 +80,8 @@ pub(super) struct Change {
     /// The bytes that it replaces.
     pub(super) range: Range<usize>,
     pub(super) replacement: String,
-    /// Where the innermost block around it begins, behind the brace, if code may be added there.
-    pub(super) block: Option<usize>,
+    /// The bytes between the braces of the innermost block around its begin, if code may be added there.
+    pub(super) block: Option<Range<usize>>,
 }
 
 /// All changes of a source file, in the order of their places.
@@ -115,12 +115,18 @@ pub(super) fn by_hand(source: &str, range: Range<usize>, to: &str) -> Result<Cha
     })
 }
 
+/// The bytes between a block's braces.
+fn inside(block: &Block) -> Range<usize> {
+    let braces = block.brace_token.span;
+    braces.open().byte_range().end..braces.close().byte_range().start
+}
+
 /// Finds the innermost block of a function that may take a probe.
 struct Blocks {
     at: usize,
     /// In a `const fn`.
     constant: bool,
-    innermost: Option<usize>,
+    innermost: Option<Range<usize>>,
 }
 
 impl Blocks {
@@ -147,9 +153,9 @@ impl<'ast> Visit<'ast> for Blocks {
     fn visit_type(&mut self, _: &'ast syn::Type) {}
 
     fn visit_block(&mut self, block: &'ast Block) {
-        let (begin, end) = (block.brace_token.span.open().byte_range().end, block.span().byte_range().end);
-        if (begin..end).contains(&self.at) && !self.constant {
-            self.innermost = Some(begin);
+        let inside = inside(block);
+        if (inside.start..=inside.end).contains(&self.at) && !self.constant {
+            self.innermost = Some(inside);
         }
         visit::visit_block(self, block);
     }
@@ -158,8 +164,8 @@ impl<'ast> Visit<'ast> for Blocks {
 /// Collects the changes of one file.
 struct Finder<'a> {
     source: &'a str,
-    /// Behind the brace of the innermost block.
-    block: Option<usize>,
+    /// Between the braces of the innermost block.
+    block: Option<Range<usize>>,
     /// In a `const fn` or a constant.
     constant: bool,
     /// In the argument of a `fence`.
@@ -179,7 +185,7 @@ impl Finder<'_> {
     }
 
     fn add(&mut self, rule: Rule, range: Range<usize>, replacement: impl Into<String>) {
-        let (mut replacement, block) = (replacement.into(), self.block.filter(|_| !self.constant));
+        let (mut replacement, block) = (replacement.into(), self.block.clone().filter(|_| !self.constant));
         let Some(replaced) = self.source.get(range.clone()) else { return };
         if replaced == replacement {
             return;
@@ -457,7 +463,7 @@ impl<'ast> Visit<'ast> for Finder<'_> {
     }
 
     fn visit_block(&mut self, block: &'ast Block) {
-        let outer = self.block.replace(block.brace_token.span.open().byte_range().end);
+        let outer = self.block.replace(inside(block));
         self.statements(block);
         visit::visit_block(self, block);
         self.block = outer;

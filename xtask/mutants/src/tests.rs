@@ -1,5 +1,6 @@
 //! Each rule by what it makes of a few lines; verdicts and resuming by a crate of a few lines and its tests.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,7 +14,7 @@ use super::known::{self, Known};
 use super::record::{Records, Verdict};
 use super::rules::{self, Rule};
 use super::tree::Tree;
-use super::{Session, record};
+use super::{Session, placed, record};
 
 /// Code that is evaluated at compile time cannot print that it was reached.
 #[test]
@@ -235,7 +236,7 @@ fn a_seed_repeats_its_order_and_another_file_does_not_change_it() {
     // Rules take turns: the first of them are all different.
     let first: Vec<Rule> =
         draw::order(of("arch/src/a.rs"), 1).iter().map(|mutant| mutant.change.rule).take(4).collect();
-    let distinct: std::collections::BTreeSet<Rule> = first.iter().copied().collect();
+    let distinct: BTreeSet<Rule> = first.iter().copied().collect();
     assert_eq!(distinct.len(), 4, "{first:?}");
 }
 
@@ -268,15 +269,19 @@ impl Fake {
 
     /// The verdicts of all mutants, by the number of the line and the rule; only those of `Records` without a `Host`.
     fn run(&self) -> Vec<(usize, &'static str, Verdict)> {
+        self.run_some(self.mutants().len())
+    }
+
+    /// The verdicts of so many.
+    fn run_some(&self, count: usize) -> Vec<(usize, &'static str, Verdict)> {
         let tools = Tools::for_tests(&self.0);
         let tree = Tree::copy(&self.0, &self.0.join("target/mutants/tree")).unwrap();
         let here = tools.at(&tree.root);
+        let mutants = self.mutants();
         let records =
             Records::open(&self.0.join("target/mutants/0"), &tree.hash, record::HOST, Kept::default()).unwrap();
-        let host = Host { tools: &here, tree: &tree, seed: 0, packages: |_| &["granule-arch"] };
-        let mutants = self.mutants();
-        let mut session =
-            Session { count: mutants.len(), known: None, records, host, on_host: true, target: None, baseline: None };
+        let host = Host { tools: &here, tree: &tree, seed: 0, count, packages: |_| &["granule-arch"] };
+        let mut session = Session { count, known: None, records, host, on_host: true, target: None, baseline: None };
         let mut verdicts: Vec<_> = session
             .run(&mutants)
             .unwrap()
@@ -328,9 +333,9 @@ fn a_verdict_is_that_of_the_tests_that_reach_the_place_and_is_kept() {
     // The place that no test reaches needs no build: its mutant is not tried on the host.
     let text = fs::read_to_string(fake.0.join("target/mutants/0/reach.json")).unwrap();
     let reached = fake.mutants().into_iter().map(|mutant| (mutant.line(), text.matches(&mutant.id).count()));
-    // Each name stands among those that have a probe, and once for the test that reaches it.
+    // Each name stands among those that have a probe and a copy, and once for the test that reaches it.
     let reached: std::collections::BTreeMap<usize, usize> = reached.collect();
-    assert_eq!(reached.into_values().collect::<Vec<_>>(), [2, 1, 2, 2]);
+    assert_eq!(reached.into_values().collect::<Vec<_>>(), [3, 2, 3, 3]);
 
     // The user's own tree was only read.
     assert_eq!(fs::read_to_string(fake.0.join("arch/src/lib.rs")).unwrap(), LIBRARY);
@@ -356,6 +361,57 @@ fn a_verdict_is_that_of_the_tests_that_reach_the_place_and_is_kept() {
     let again = fake.run();
     assert_eq!(again[2].2, killed("granule_arch::tests::forgets"));
     assert_eq!((&again[0], &again[1]), (&verdicts[0], &verdicts[1]));
+}
+
+/// Blocks in blocks, two mutants in one block, and one whose change reaches beyond its block, which has a probe alone.
+#[test]
+fn many_mutants_are_in_one_source_whose_lines_keep_their_numbers() {
+    let text = "fn f(a: u32) -> u32 {\n    // First.\n    if g(a) { h(a + 1); }\n    a - 1 // Then.\n}\nfn g() {}\n";
+    let source = || Source { path: "a.rs".into(), text: text.into() };
+    let mut mutants = draw::of(source()).unwrap();
+    let beyond = text.find("a - 1").unwrap()..text.find("g() {}").unwrap();
+    mutants.push(draw::by_hand(source(), beyond, "1 }\nfn ").unwrap());
+    let all: Vec<&Mutant> = mutants.iter().collect();
+    let names: BTreeSet<String> = mutants.iter().map(|mutant| mutant.id.clone()).collect();
+    let placed = placed::place(text, &all, &names, &names, Path::new("/chosen"));
+    syn::parse_file(&placed.text).unwrap();
+    assert_eq!(placed.text.lines().count(), text.lines().count(), "{}", placed.text);
+    for (line, part) in [(1, "// First."), (3, "// Then."), (5, "fn g() {}")] {
+        assert!(placed.text.lines().nth(line).is_some_and(|found| found.contains(part)), "{}", placed.text);
+    }
+    let copies: Vec<&str> = (0..placed.text.len()).filter_map(|byte| placed.copy_at(byte)).collect();
+    let copied: BTreeSet<&str> = copies.into_iter().collect();
+    assert_eq!(copied.len(), mutants.len() - 1, "{}", placed.text);
+    assert!(!copied.contains(mutants.last().unwrap().id.as_str()));
+    assert!(mutants.iter().all(|mutant| placed.text.contains(&format!("@reached {}", mutant.id))));
+}
+
+/// A few are built alone, and the nearest tests run before it is known what the others reach.
+#[test]
+fn the_verdicts_of_few_mutants_are_those_of_many() {
+    let fake = Fake::new("few");
+    for verdict in fake.run_some(1) {
+        assert!(fake.run().contains(&verdict), "{verdict:?}");
+    }
+    assert!(fake.0.join("target/mutants/0/granule_arch.sound").exists());
+}
+
+/// The copy that does not compile is left out of the build of all, and its mutant is built alone.
+#[test]
+fn a_copy_that_does_not_compile_leaves_the_others_in_place() {
+    let fake = Fake::new("copies");
+    let library = "pub fn f(c: u32) -> u32 { let a: u32; a = c; a + 1 - 1 + 1 }\n#[cfg(test)] #[test] fn t() { assert_eq!(f(1), 2); }\n";
+    fake.write("arch/src/lib.rs", library);
+    let verdicts = fake.run();
+    assert_eq!(verdicts.len(), 4, "{verdicts:?}");
+    assert!(verdicts[..3].iter().all(|(.., verdict)| *verdict == Verdict::Killed("granule_arch::t".into())));
+    assert!(matches!(&verdicts[3].2, Verdict::Invalid(why) if why.contains("isn't initialized")), "{verdicts:?}");
+    let text = fs::read_to_string(fake.0.join("target/mutants/0/reach.json")).unwrap();
+    // Each has a probe that the test reaches, and one has a copy besides.
+    let names = |mutant: Mutant| (mutant.change.rule.name(), text.matches(&mutant.id).count());
+    let mut names: Vec<_> = fake.mutants().into_iter().map(names).collect();
+    names.sort_unstable();
+    assert_eq!(names, [("bound", 3), ("bound", 3), ("bound", 3), ("omission", 2)]);
 }
 
 #[test]
@@ -490,7 +546,8 @@ fn rows_explain_survivors_and_list_mutants_and_stale_ones_fail() {
     let by_hand = listed(&by_hand).unwrap();
     let text = LIBRARY.replace("ignored(a: u32) -> u32 { a + 1", "ignored(a: u32) -> u32 { a + 2");
     assert_eq!((by_hand.len(), by_hand[0].text()), (1, text));
-    assert!(by_hand[0].change.block.is_some_and(|block| LIBRARY[..block].ends_with("ignored(a: u32) -> u32 {")));
+    let block = by_hand[0].change.block.clone();
+    assert!(block.is_some_and(|block| LIBRARY[..block.start].ends_with("ignored(a: u32) -> u32 {")));
     let by_rule = listed(&row("listed", "fn waited(a: u32) -> u32 { a + 1 }", "what = ''")).unwrap();
     assert_eq!(by_rule.iter().map(|mutant| mutant.line()).collect::<Vec<_>>(), [4]);
     let error = listed(&row("listed", "a + 1", "what = ''")).unwrap_err().to_string();

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use granule_runner::report::{Entry, Status};
 use granule_tools::bounded::{Bounds, End};
 use granule_tools::{BUILDING, Tools};
+use serde::{Deserialize, Serialize};
 
 use super::list::List;
 
@@ -40,7 +41,7 @@ const LONG_SECONDS: u64 = 12 * 3600;
 const NEVER_IN_TURN: [&str; 3] = ["ten_mutants", "linux_s_own_tests", "every_order::interrupt"];
 
 /// A program of tests.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Program {
     /// The package.
     pub package: String,
