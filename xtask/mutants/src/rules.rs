@@ -21,8 +21,8 @@ use syn::{Attribute, BinOp, Block, Expr, Lit, Pat, RangeLimits, Stmt};
 
 use super::syntax::{
     BARRIERS, DOMAINS, ORDERING_WORDS, Places, ROOM, TLBIS, UNPROMISED, UPWARD, attributes, called, calls,
-    does_something, filled, has_let, is_guard, is_instruction, is_left_alone, is_simple, is_table, is_text_alone,
-    mentions, narrower, weaker_word, words,
+    does_something, filled, has_let, is_guard, is_instruction, is_left_alone, is_scheduling_point, is_simple, is_table,
+    is_text_alone, mentions, narrower, weaker_word, words,
 };
 
 /// The kind of change that a mutant makes.
@@ -252,7 +252,11 @@ impl Finder<'_> {
         let is_relaxed = self.is_relaxed(first) && self.is_relaxed(second);
         let fills = [first, second].map(filled);
         let is_filled = fills[0].is_some() && fills[0] == fills[1];
-        !is_filled && (!is_relaxed && (orders(first) || orders(second)) || Places::of(first).meet(&Places::of(second)))
+        // A scheduling point lets others run before the one or after it.
+        let is_point = [first, second].into_iter().any(is_scheduling_point);
+        !is_filled
+            && !is_point
+            && (!is_relaxed && (orders(first) || orders(second)) || Places::of(first).meet(&Places::of(second)))
     }
 
     /// Whether a statement accesses atomics, and orders nothing.

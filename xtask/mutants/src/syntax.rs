@@ -145,13 +145,7 @@ const TEXT: [&str; 12] = [
 ];
 
 /// Calls that choose or wrap a value and do nothing else: a guard is not missed in them.
-const PURE: [&str; 36] = [
-    "Ok",
-    "Err",
-    "Some",
-    "PhysAddr",
-    "VirtAddr",
-    "Range",
+const PURE: [&str; 30] = [
     "from",
     "into",
     "new",
@@ -364,6 +358,8 @@ impl<'ast> Visit<'ast> for Places {
             // By way of a shared reference too: a cell, a lock, an atomic.
             Expr::MethodCall(call) => [&*call.receiver].into_iter().chain(&call.args).collect(),
             Expr::Call(call) => call.args.iter().collect(),
+            // An address is none of the values that are there.
+            Expr::RawAddr(_) => return,
             _ => Vec::new(),
         };
         self.changed.extend(changed.into_iter().filter_map(place));
@@ -389,6 +385,11 @@ pub(super) fn filled(statement: &Stmt) -> Option<(String, String)> {
     ["modify", "put"].contains(&method.as_str()).then(|| Some((place(&call.receiver)?, method)))?
 }
 
+/// Whether a statement only lets other threads run.
+pub(super) fn is_scheduling_point(statement: &Stmt) -> bool {
+    matches!(statement, Stmt::Expr(expression, _) if called(expression).is_some_and(|name| name == "relax"))
+}
+
 /// The words of names in a piece of code, in lower case.
 pub(super) fn words(code: &str) -> impl Iterator<Item = String> {
     let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
@@ -402,7 +403,9 @@ pub(super) fn calls(statement: &Stmt) -> bool {
         fn visit_expr(&mut self, expression: &'ast Expr) {
             let direct =
                 if matches!(expression, Expr::Call(_) | Expr::MethodCall(_)) { called(expression) } else { None };
-            self.0 |= direct.is_some_and(|name| !PURE.contains(&name.as_str()));
+            // A struct or a variant begins with a capital.
+            let is_pure = |name: String| name.starts_with(char::is_uppercase) || PURE.contains(&name.as_str());
+            self.0 |= direct.is_some_and(|name| !is_pure(name));
             visit::visit_expr(self, expression);
         }
 

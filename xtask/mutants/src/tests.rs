@@ -135,6 +135,8 @@ fn neighbours_are_exchanged() {
         "a.push(1); b.c = d;",
         "ab.push(1); a.c(2);",
         "self.free = 0; self.used = 0;",
+        "self.free(a); relax();",
+        "a.b.store(1, Relaxed); c.d.store(&raw const *a, Relaxed);",
         "(self.free, self.used) = (0, 1); self.broken = false;",
     ] {
         assert_eq!(bodies(Rule::Exchange, independent), [""; 0], "{independent}");
@@ -160,6 +162,7 @@ fn guards_are_dropped_early() {
     // Nothing is called behind it that could miss it.
     assert_eq!(bodies(Rule::EarlyDrop, "let a = b.lock(); let c = a.c(); Ok(c.map(PhysAddr))"), [""; 0]);
     assert_eq!(bodies(Rule::EarlyDrop, "let a = b.lock(); let c = a.c(); c.is_some()"), [""; 0]);
+    assert_eq!(bodies(Rule::EarlyDrop, "let a = b.lock(); a.c(); debug_assert!(d); E::new(F::G(h))"), [""; 0]);
 }
 
 #[test]
