@@ -271,3 +271,15 @@ impl fmt::Debug for ContextDescriptor {
 /// The fields that count only where TTB0 translates, beside TTB0 itself.
 const TTB0_FORMAT: u64 =
     in_place(CD0::T0SZ) | in_place(CD0::TG0) | in_place(CD0::IR0) | in_place(CD0::OR0) | in_place(CD0::SH0);
+
+#[cfg(test)]
+mod tests {
+    use super::OutputSize;
+
+    #[test]
+    fn leaves_in_tables_of_4_kib_pages_have_48_bits_at_most() {
+        let bits = |bits| OutputSize::of_4k_pages(bits).bits();
+        assert_eq!([32, 36, 40, 42, 44, 48, 52].map(bits), [32, 36, 40, 42, 44, 48, 48]);
+        assert_eq!([0, 31, 33, 41, 47, 51, 64].map(bits), [32, 32, 32, 40, 44, 48, 48]);
+    }
+}
