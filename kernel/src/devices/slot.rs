@@ -265,3 +265,70 @@ pub(super) fn doorbell(cpu: &Cpu, claim: &Claim, dma: &DmaDevice) -> Result<Opti
     let address = doorbell.map(|doorbell| dma.message_address(cpu, doorbell)).transpose()?;
     Ok(address.map(|address| address.0))
 }
+
+#[cfg(all(test, debug_assertions))]
+mod tests {
+    use core::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::{BindRefused, DeviceClaim, Driver, Known, Slot, StartError, device, started};
+    use crate::devices::pci::Id;
+    use crate::iommu::DmaDevice;
+    use crate::sched::order;
+    use crate::smp::cpu::{Cpu, this_cpu};
+    use crate::sync::rank;
+
+    /// A device that has to be started twice, as its first start fails.
+    struct Late;
+
+    struct Place;
+
+    static SLOTS: [Slot<Late>; 2] = [const { Slot::new(()) }; 2];
+    static STARTS: AtomicUsize = AtomicUsize::new(0);
+
+    impl DeviceClaim for Place {
+        fn count(_: &Known) -> usize {
+            1
+        }
+
+        fn claim(_: &Known, index: usize, _: &'static str) -> Option<Result<Self, StartError>> {
+            (index == 0).then_some(Ok(Self))
+        }
+    }
+
+    impl Driver for Late {
+        type Fixed = ();
+        type Claim = Place;
+        const NAME: &'static str = "late";
+        const IDS: &'static [Id] = &[];
+        const SLOTS: &'static [Slot<Self>] = &SLOTS;
+
+        fn start(_: &Cpu, _: Place, _: &'static Slot<Self>) -> Result<Self, StartError> {
+            assert!(order::holds(rank::DEVICE_START), "another thread may start it too");
+            if STARTS.fetch_add(1, Ordering::Relaxed) == 0 { Err(StartError::Unknown(1)) } else { Ok(Self) }
+        }
+
+        fn isolation(&self) -> Result<(), BindRefused> {
+            Ok(())
+        }
+
+        fn acknowledge(&self) -> bool {
+            true
+        }
+
+        fn while_idle(&self, _: &mut dyn FnMut(&DmaDevice) -> Result<(), BindRefused>) -> Result<(), BindRefused> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_device_is_started_once_by_one_thread_at_a_time() {
+        let start = |index| device::<Late>(this_cpu(), index).map(|_| ());
+        assert_eq!(start(0), Err(StartError::Unknown(1)));
+        assert!(started::<Late>(0).is_none());
+        assert_eq!((start(0), start(0)), (Ok(()), Ok(())));
+        assert_eq!(STARTS.load(Ordering::Relaxed), 2);
+        assert_eq!(start(1), Err(StartError::None("late", 1)));
+        assert_eq!(start(2), Err(StartError::TooMany("late", 2)));
+        assert!(!order::holds(rank::DEVICE_START));
+    }
+}

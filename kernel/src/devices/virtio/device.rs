@@ -181,7 +181,7 @@ impl VirtioDevice {
         let admit = |segment: &Segment| self.dma.admit(&segment.range(), segment.access());
         segments.iter().try_for_each(admit).map_err(RequestError::Fault)?;
         let ticket = requests.submit(frame, segments)?;
-        self.transport.notify(self.doorbell);
+        self.ring(&requests);
         Ok(ticket)
     }
 
@@ -251,13 +251,19 @@ impl VirtioDevice {
         }
         match requests.collect(&mut |segment, is_others| self.resolve(segment, is_others)) {
             Ok(false) => {}
-            Ok(true) => self.transport.notify(self.doorbell),
+            Ok(true) => self.ring(requests),
             Err(error) => {
                 crate::log::error!("{}: {error}", self.claim);
                 // It has no chains after this; and the waiters get the error.
                 self.restart_with(requests, |requests| requests.abandon(RequestError::Device(error)));
             }
         }
+    }
+
+    /// Rings its doorbell. Not without its requests: another thread may reset it, and a device that is not ready must not
+    /// be notified (Virtual I/O Device 1.2, 3.1.1).
+    fn ring(&self, _: &WriteGuard<'_, Requests>) {
+        self.transport.notify(self.doorbell);
     }
 
     /// Whether it is bound to a process that has ended.
@@ -284,7 +290,7 @@ impl VirtioDevice {
                 // Off where it did not come back before.
                 self.claim.set_reaches_memory(this_cpu(), &self.dma, true);
                 self.transport.driver_ok();
-                self.transport.notify(self.doorbell);
+                self.ring(requests);
             }
             Err(error) => {
                 crate::log::error!("{}: {error}", self.claim);
