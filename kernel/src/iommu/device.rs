@@ -295,7 +295,15 @@ impl Iommu {
 
     fn detach(&self, cpu: &Cpu, device: &AttachedDevice) {
         device.unbind(cpu);
-        // Held to the end: the next attachment of the stream comes after all of this.
+        self.abort(device);
+        // The places that are left in `own` are addresses of messages: registers, not frames.
+        device.state.write().own.drain(..).for_each(|own| device.give_back_place(own.at));
+        device.domain.dismantle(cpu);
+        self.asids.lock().free(device.domain.asid());
+    }
+
+    /// Takes a device off the list: its stream comes to nothing, and may be attached again.
+    fn abort(&self, device: &AttachedDevice) {
         let mut devices = self.devices.write();
         if let Err(error) = self.set_stream(device.stream, Stream::Abort) {
             crate::log::error!("smmu: stream {:#x} could not be aborted: {error}", device.stream);
@@ -304,10 +312,6 @@ impl Iommu {
         // An aborted stream leaves no records, and older ones must not count against its next owner.
         self.drain(&devices);
         devices.retain(|other| other.0 != NonNull::from(device));
-        // The places that are left in `own` are addresses of messages: registers, not frames.
-        device.state.write().own.drain(..).for_each(|own| device.give_back_place(own.at));
-        device.domain.dismantle(cpu);
-        self.asids.lock().free(device.domain.asid());
     }
 }
 

@@ -32,3 +32,11 @@ pub(crate) fn note(rank: Sleeping) {
 pub(crate) fn release(rank: Sleeping) {
     with_held_ranks(|held| held.remove(rank.place));
 }
+
+/// Whether the running thread has a lock of this rank.
+#[cfg(test)]
+pub(crate) fn holds(rank: Sleeping) -> bool {
+    let mut is_held = false;
+    with_held_ranks(|held| is_held = held.bits() >> rank.place & 1 != 0);
+    is_held
+}

@@ -402,8 +402,7 @@ fn when_due(cpu: &Cpu) {
     let now = Deadline::after(Duration::ZERO).count();
     if cpu.sched().slice_end.load(Ordering::Relaxed) <= now {
         cpu.sched().slice_end.store(NEVER, Ordering::Relaxed);
-        let mut queue = cpu.sched().queue.lock();
-        queue.slice_is_over = true;
+        cpu.sched().queue.lock().slice_is_over = true;
         request(cpu);
     }
     if cpu.sched().next_timeout.load(Ordering::Relaxed) <= now {
