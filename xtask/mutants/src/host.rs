@@ -1,6 +1,6 @@
 //! Mutants under the tests on the host: one process a test, by the runner of `./x test`, until the first fails.
 //!
-//! One build has all mutants in it ([`placed`](super::placed)): a probe at each one's place, and a copy of the block around it with the
+//! One build has all mutants in it ([`placed`]): a probe at each one's place, and a copy of the block around it with the
 //! change. One run of all tests without a choice tells which of them reach which place, and how long each takes; the
 //! others cannot see the mutant. Then each mutant is chosen in turn, without another build. A mutant whose copy does
 //! not compile, or that is in code which is evaluated at compile time, is built alone.
