@@ -26,7 +26,10 @@ const FIXED: u64 = MREMAP_MAYMOVE | MREMAP_FIXED;
 const KEEP: u64 = MREMAP_MAYMOVE | MREMAP_DONTUNMAP;
 /// Where the count is: far from all that the calls are given, which powers of two are among.
 const COUNT: u64 = 0x2345_6789_a000;
-/// A child that makes no call for so many looks, a millisecond apart, waits for something that never comes.
+/// Where the pages are that are to be handled as the calls like: far from all else, which calls that begin there reach.
+const HANDED: u64 = 0x3456_789a_b000;
+/// A child that makes none of the calls for so many looks, a millisecond apart, waits for something that never comes, or
+/// has changed the count.
 const PATIENCE: u32 = 100;
 /// Calls that are left out where a child spoilt the count.
 const GIVEN_UP: u64 = 16;
@@ -147,7 +150,7 @@ fn run(start: Start) -> u8 {
             fuzz(&plan)
         };
         let Some(child) = spawn(task) else { return 3 };
-        let was_killed = watch(child, if plan.short { &mut hogs } else { &mut [] }, share);
+        let was_killed = watch(child, calls, if plan.short { &mut hogs } else { &mut [] }, share);
         killed += u32::from(was_killed);
         assert!(was_killed || GREETINGS.load(Ordering::Relaxed) != greetings, "the child's signal was lost");
         assert!(ENDS.load(Ordering::Relaxed) != ends, "SIGCHLD was lost");
@@ -245,8 +248,9 @@ fn count() -> &'static AtomicU64 {
     unsafe { &*(COUNT as *const AtomicU64) }
 }
 
-/// Waits for the child's end, whether by SIGKILL: it is killed if it waits for ever. `hogs` are started again as they end.
-fn watch(child: u32, hogs: &mut [u32], share: u64) -> bool {
+/// Waits for the child's end, whether by SIGKILL: it is killed if it does not come nearer to the last of the `calls`.
+/// `hogs` are started again as they end.
+fn watch(child: u32, calls: u64, hogs: &mut [u32], share: u64) -> bool {
     let (mut last, mut quiet) = (0, 0);
     loop {
         match process::wait4(child as i32, WNOHANG) {
@@ -255,8 +259,8 @@ fn watch(child: u32, hogs: &mut [u32], share: u64) -> bool {
             Err(_) => return false,
         }
         let now = count().load(Ordering::Relaxed);
-        quiet = if now == last { quiet + 1 } else { 0 };
-        last = now;
+        quiet = if last < now.min(calls) { 0 } else { quiet + 1 };
+        last = last.max(now);
         if quiet == PATIENCE {
             let _ = process::kill(child as i32, SIGKILL);
         }
@@ -460,7 +464,9 @@ const THREADS: usize = 3;
 
 /// Makes calls until there were enough, or one ends this process.
 fn fuzz(plan: &Plan) -> u8 {
-    let (Ok(pages), Ok(frames)) = (memory::map(PAGES * PAGE, RW), memory::map(2 * PAGE, RW)) else { return 3 };
+    // SAFETY: nothing else is there.
+    let pages = unsafe { mmap(HANDED, PAGES * PAGE, RW, PRIVATE | MAP_FIXED_NOREPLACE) };
+    let (Ok(pages), Ok(frames)) = (pages, memory::map(2 * PAGE, RW)) else { return 3 };
     SHARED_PAGES.store(pages, Ordering::Relaxed);
     FRAMES.store(frames, Ordering::Relaxed);
     PLAN.store(core::ptr::from_ref(plan).expose_provenance(), Ordering::Relaxed);
