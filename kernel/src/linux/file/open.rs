@@ -357,9 +357,12 @@ impl OpenFile {
     /// Checks that it may be read.
     ///
     /// # Errors
-    /// `EBADF`.
+    /// `EBADF`; `EINVAL`: what is written alone.
     pub fn check_readable(&self) -> Result<(), Errno> {
-        if matches!(self.flags() & O_ACCMODE, O_RDONLY | O_RDWR) { Ok(()) } else { Err(Errno::EBADF) }
+        if !matches!(self.flags() & O_ACCMODE, O_RDONLY | O_RDWR) {
+            return Err(Errno::EBADF);
+        }
+        if matches!(self.kind, Kind::Proc(ProcContents::ClearRefs(_))) { Err(Errno::EINVAL) } else { Ok(()) }
     }
 
     /// Checks that it may be written.
@@ -587,7 +590,10 @@ impl OpenFile {
             }
             // As on Linux, its position stays where it is.
             Kind::Event(_) | Kind::Userfault(_) => return Ok(0),
-            Kind::Proc(ProcContents::Pagemap(_)) => return self.seek_in_space(offset, whence),
+            Kind::Proc(ProcContents::ClearRefs(_)) => return Ok(0),
+            Kind::Proc(ProcContents::Pagemap(_) | ProcContents::Memory(_)) => {
+                return self.seek_in_space(offset, whence);
+            }
             Kind::Regular(file, ..) => file.contents.len() as i64,
             Kind::Memory(file) => file.object().size() as i64,
             // They have no size that they could be measured by.

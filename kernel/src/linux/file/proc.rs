@@ -4,10 +4,15 @@
 //! file ([`super::open::Kind`]), which the calls for files read.
 //!
 //! - `/proc/self/pagemap`, `/proc/PID/pagemap`: a word for each page of a space
+//! - `mem`: the bytes of a space, which is that of the process when it is opened
+//! - `clear_refs`: a number that is written makes pages of the process [old](Aged), of the space that it has then
 //! - the others: [`records`](super::records) of text, for each area of a space or of the whole process
 
 #[cfg(target_os = "none")]
 pub use target::{Pagemap, ProcContents, ProcSubject};
+
+use crate::linux::errno::Errno;
+use crate::mm::space::Aged;
 
 /// A name in `/proc`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,10 +53,14 @@ pub enum ProcFile {
     Stat,
     /// Its limits.
     Limits,
+    /// The bytes of its memory.
+    Mem,
+    /// Takes orders to make pages old.
+    ClearRefs,
 }
 
 /// The files of each process.
-const FILES: [(&[u8], ProcFile); 8] = [
+const FILES: [(&[u8], ProcFile); 10] = [
     (b"pagemap", ProcFile::Pagemap),
     (b"maps", ProcFile::Maps),
     (b"smaps", ProcFile::Smaps),
@@ -60,7 +69,12 @@ const FILES: [(&[u8], ProcFile); 8] = [
     (b"statm", ProcFile::Statm),
     (b"stat", ProcFile::Stat),
     (b"limits", ProcFile::Limits),
+    (b"mem", ProcFile::Mem),
+    (b"clear_refs", ProcFile::ClearRefs),
 ];
+
+/// Bytes of an order to `clear_refs`: of a longer one these are read.
+pub const ORDER: usize = 12;
 
 impl ProcEntry {
     /// The entry at a path from the root on, without `.` and `..`.
@@ -83,6 +97,27 @@ fn number(name: &[u8]) -> Option<u32> {
     str::from_utf8(name).ok()?.parse().ok().filter(|_| is_number)
 }
 
+/// The pages that become old by an order to `clear_refs` (Linux: `clear_refs_write`). None do by 4, which is for CPUs with
+/// soft-dirty pages, and 5, as the most pages that were there are not counted.
+///
+/// # Errors
+/// `EINVAL`: no number, or of no order. `ERANGE`: of more than 32 bits.
+pub fn order(text: &[u8]) -> Result<Option<Aged>, Errno> {
+    let is_space = |byte: &u8| matches!(byte, b'\t'..=b'\r' | b' ' | 0xa0);
+    let text = text.split(|&byte| byte == 0).next().unwrap_or_default();
+    let start = text.iter().position(|byte| !is_space(byte)).unwrap_or(text.len());
+    let end = text.iter().rposition(|byte| !is_space(byte)).map_or(start, |last| last + 1);
+    let digits = str::from_utf8(text.get(start..end).unwrap_or_default()).map_err(|_| Errno::EINVAL)?;
+    let number: i64 = digits.parse().map_err(|_| Errno::EINVAL)?;
+    match i32::try_from(number).map_err(|_| Errno::ERANGE)? {
+        1 => Ok(Some(Aged::All)),
+        2 => Ok(Some(Aged::Anonymous)),
+        3 => Ok(Some(Aged::OfObjects)),
+        4 | 5 => Ok(None),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
 #[cfg(target_os = "none")]
 mod target {
     use granule_abi::memory::{PM_FILE, PM_GUARD_REGION, PM_MMAP_EXCLUSIVE, PM_PRESENT, PM_SWAP, PM_UFFD_WP};
@@ -90,6 +125,7 @@ mod target {
 
     use super::ProcFile;
     use crate::linux::errno::Errno;
+    use crate::linux::file::open;
     use crate::linux::file::records::{Record, Records};
     use crate::mm::space::{SpaceHandle, pagemap};
     use crate::sched::relax;
@@ -124,6 +160,8 @@ mod target {
         pub fn of(self, of: ProcSubject) -> ProcContents {
             match self {
                 Self::Pagemap => ProcContents::Pagemap(Pagemap(of.space)),
+                Self::Mem => ProcContents::Memory(of.space),
+                Self::ClearRefs => ProcContents::ClearRefs(of),
                 _ => ProcContents::Records(self, of, Records::default()),
             }
         }
@@ -133,6 +171,10 @@ mod target {
     pub enum ProcContents {
         /// A word for each page.
         Pagemap(Pagemap),
+        /// The bytes of a space, which are not copied here.
+        Memory(Option<SpaceHandle>),
+        /// Of this process pages become old, by what is written.
+        ClearRefs(ProcSubject),
         /// Text of the process.
         Records(ProcFile, ProcSubject, Records),
     }
@@ -157,25 +199,45 @@ mod target {
                     let following = &mut |from, record: &mut Record| following(of, *file, from, record);
                     records.read(position, bytes, following, store)
                 }
+                Self::Memory(_) | Self::ClearRefs(_) => Err(Errno::EINVAL),
+            }
+        }
+
+        /// Checks that the `bytes` bytes from `position` on have positions; those of memory have 64 bits.
+        ///
+        /// # Errors
+        /// `EINVAL`; `EOVERFLOW`, of memory.
+        pub fn check_end(&self, position: u64, bytes: u64) -> Result<(), Errno> {
+            match self {
+                // Linux looks at those that are negative alone (`rw_verify_area`).
+                Self::Memory(_) if position <= i64::MAX as u64 || bytes < position.wrapping_neg() => Ok(()),
+                Self::Memory(_) => Err(Errno::EOVERFLOW),
+                _ => open::check_end(position, bytes),
             }
         }
 
         /// Bytes of memory that go with it.
         pub const fn footprint(&self) -> usize {
-            if matches!(self, Self::Pagemap(_)) { 0 } else { Records::BYTES }
+            if matches!(self, Self::Records(..)) { Records::BYTES } else { 0 }
         }
 
         /// Whether it is of memory alone, and the process had none: then only its place can be opened (`ESRCH`).
         pub const fn is_of_nothing(&self) -> bool {
             match self {
-                Self::Pagemap(pages) => pages.0.is_none(),
+                Self::Pagemap(Pagemap(space)) | Self::Memory(space) => space.is_none(),
+                Self::ClearRefs(_) => false,
                 Self::Records(file, of, _) => matches!(file, ProcFile::SmapsRollup) && of.space.is_none(),
             }
         }
 
         /// The permissions that Linux shows.
         pub const fn mode(&self) -> u32 {
-            if matches!(self, Self::Pagemap(_)) { 0o400 } else { 0o444 }
+            match self {
+                Self::Pagemap(_) => 0o400,
+                Self::Memory(_) => 0o600,
+                Self::ClearRefs(_) => 0o200,
+                Self::Records(..) => 0o444,
+            }
         }
     }
 
@@ -220,7 +282,25 @@ mod target {
 
 #[cfg(test)]
 mod tests {
-    use super::{ProcEntry, ProcFile, ProcId};
+    use super::{Errno, ORDER, ProcEntry, ProcFile, ProcId, order};
+    use crate::mm::space::Aged;
+
+    #[test]
+    fn an_order_is_a_number_among_spaces() {
+        for text in ["1", "1\n", " 1", " 1 \n", "\n1", "+1", "01", "1\02", "\t1\r\n", "\x0b1\x0c"] {
+            assert_eq!(order(text.as_bytes()), Ok(Some(Aged::All)), "{text:?}");
+        }
+        assert_eq!(order(b"\xa02"), Ok(Some(Aged::Anonymous)));
+        assert_eq!([order(b"3"), order(b"4"), order(b"5")], [Ok(Some(Aged::OfObjects)), Ok(None), Ok(None)]);
+        for text in ["", " ", "\n", "\0", "0", "6", "-1", "--1", "+-1", "+", "1 2", "1x", "0x1", "x"] {
+            assert_eq!(order(text.as_bytes()), Err(Errno::EINVAL), "{text:?}");
+        }
+        assert_eq!(order(b"\xff"), Err(Errno::EINVAL));
+        for text in ["2147483648", "-2147483649", "4294967297", "999999999999"] {
+            assert!(text.len() <= ORDER);
+            assert_eq!(order(text.as_bytes()), Err(Errno::ERANGE), "{text:?}");
+        }
+    }
 
     #[test]
     fn names_are_of_processes_and_of_their_files() {

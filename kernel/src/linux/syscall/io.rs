@@ -56,7 +56,11 @@ fn drain(call: &Syscall<'_>, file: &OpenFile, bytes: u64, mut from: UserBytes) -
         Kind::Memory(_) => {}
         Kind::Pipe(end) => return streams::write_pipe(call, file, end, bytes, &mut from),
         Kind::Event(counter) => return streams::write_event(file, counter, bytes, &mut from),
-        Kind::Proc(_) => return Err(Errno::EINVAL),
+        Kind::Proc(contents) => {
+            let (written, end) = streams::write_proc(call, contents, file.position(), bytes, &mut from)?;
+            file.set_position(end);
+            return Ok(written);
+        }
         _ => return print(call.thread, bytes, &mut from),
     }
     if bytes == 0 {
@@ -160,7 +164,7 @@ pub(super) fn pread64(call: &mut Syscall<'_>) -> Answer {
     let mut to = UserBytes::of_call(call)?;
     if let Kind::Proc(contents) = file.kind() {
         let most = to.left.min(MOST_AT_ONCE);
-        return streams::read_proc(call.task, contents, position, most, &mut to).map(|(read, _)| read);
+        return streams::read_proc(call, contents, position, most, &mut to).map(|(read, _)| read);
     }
     store(call, file.contents_at(position, to.left, MOST_AT_ONCE)?, to)
 }
@@ -174,7 +178,7 @@ fn fill(call: &Syscall<'_>, file: &OpenFile, bytes: u64, mut to: UserBytes) -> A
         Kind::Event(counter) => return streams::read_event(file, counter, most, &mut to),
         Kind::Userfault(pager) => return userfault::read(call, file, pager, bytes, &mut to),
         Kind::Proc(contents) => {
-            let (read, end) = streams::read_proc(call.task, contents, file.position(), most, &mut to)?;
+            let (read, end) = streams::read_proc(call, contents, file.position(), most, &mut to)?;
             file.set_position(end);
             return Ok(read);
         }
@@ -216,11 +220,11 @@ pub(super) fn pwrite64(call: &mut Syscall<'_>) -> Answer {
     }
     file.check_writable()?;
     file.check_has_bytes()?;
-    let from = UserBytes::of_call(call)?;
-    if matches!(file.kind(), Kind::Proc(_)) {
-        return Err(Errno::EINVAL);
-    }
+    let mut from = UserBytes::of_call(call)?;
     let bytes = from.left.min(MOST_AT_ONCE);
+    if let Kind::Proc(contents) = file.kind() {
+        return streams::write_proc(call, contents, position, bytes, &mut from).map(|(written, _)| written);
+    }
     if bytes == 0 {
         return Ok(0);
     }
@@ -396,7 +400,7 @@ pub(super) fn read_piece(array: VirtAddr, index: u64) -> Result<[u64; 2], Errno>
 }
 
 /// Bytes of EL0's, one after the other: of one piece, then of those of a list.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct UserBytes {
     base: u64,
     /// Bytes of the piece at `base`.

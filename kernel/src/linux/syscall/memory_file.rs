@@ -32,6 +32,10 @@ pub(super) fn memfd_create(call: &mut Syscall<'_>) -> Answer {
 pub(super) fn ftruncate(call: &mut Syscall<'_>) -> Answer {
     let size = u64::try_from(call.argument::<1>() as i64).map_err(|_| Errno::EINVAL)?;
     let file = file(call, call.argument::<0>())?;
+    if matches!(file.kind(), Kind::Proc(_)) && file.check_writable().is_ok() {
+        // As on Linux, without an effect.
+        return Ok(0);
+    }
     let memory = file.memory().ok_or(if file.process().is_some() { Errno::ENOTSUP } else { Errno::EINVAL })?;
     if size > memory.object().size() {
         check_file_limit(call, size)?;

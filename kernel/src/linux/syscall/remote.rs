@@ -1,6 +1,7 @@
-//! Calls that copy between the caller and another process: process_vm_readv, process_vm_writev.
+//! Copies between the caller and another process: process_vm_readv, process_vm_writev, and reads and writes of
+//! `/proc/PID/mem`.
 //!
-//! There is one user, root, which may do so with every process. Bytes go through a buffer of 2 KiB on the kernel's stack, a
+//! There is one user, root, which may do so with every process, as the protection of the memory permits. Bytes go through a buffer of 2 KiB on the kernel's stack, a
 //! page of the other process at a time, so that nothing of one space is locked over a fault of the other.
 
 use granule_arch::addr::{PAGE, VirtAddr};
@@ -9,17 +10,31 @@ use super::io::{PIECE, PIECES, UserBytes, read_piece};
 use super::{Answer, MOST_AT_ONCE, Syscall};
 use crate::linux::errno::Errno;
 use crate::linux::process::tree::space_of_thread;
-use crate::mm::space::{FaultError, Space};
+use crate::mm::space::{FaultError, Patience, Space, SpaceHandle};
 use crate::sched::relax;
 use crate::smp::this_cpu;
 
 /// Which way bytes go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Direction {
+pub(super) enum Direction {
     /// From the other process.
     Read,
     /// To it.
     Write,
+}
+
+/// Why no more is copied.
+enum Stop {
+    /// The caller's bytes.
+    Own,
+    /// The other process's.
+    Other(FaultError),
+}
+
+impl From<FaultError> for Stop {
+    fn from(error: FaultError) -> Self {
+        Self::Other(error)
+    }
 }
 
 pub(super) fn process_vm_readv(call: &mut Syscall<'_>) -> Answer {
@@ -54,11 +69,18 @@ fn transfer(call: &Syscall<'_>, direction: Direction) -> Answer {
         }
         // It was checked, and may have changed since.
         let Ok([base, length]) = read_piece(array, index) else { break };
-        let (copied, ended) = copy(call, &space, VirtAddr(base), length.min(bytes - done), &mut own, direction);
+        // As on Linux, a tag of such an address is ignored.
+        let at = VirtAddr(base).untagged();
+        let (is_killed, length) = (|| call.is_killed(), length.min(bytes - done));
+        let (copied, ended) = copy(&space, at, length, &mut own, direction, Patience::WithPager(&is_killed));
         (done, outcome) = (done + copied, ended);
     }
     if done == 0 {
-        return outcome.map(|()| 0);
+        return match outcome {
+            Ok(()) => Ok(0),
+            Err(Stop::Other(FaultError::OutOfMemory)) => Err(Errno::ENOMEM),
+            Err(_) => Err(Errno::EFAULT),
+        };
     }
     // The missing frames are not this call's any more.
     call.thread.take_shortage();
@@ -81,41 +103,70 @@ fn check_others(array: VirtAddr, count: u64) -> Result<bool, Errno> {
     Ok(has_bytes)
 }
 
+/// Reads or writes the memory of an open `/proc/PID/mem` from `at` on, in one piece of the caller's (Linux: `mem_rw`).
+/// No pager is asked for a page, a stack grows, and where a byte of the caller's is missing nothing counts.
+///
+/// # Errors
+/// `EIO`: there is no byte. `EFAULT`: one of the caller's. `ENOMEM`.
+pub(super) fn access_memory(
+    call: &Syscall<'_>,
+    space: Option<&SpaceHandle>,
+    at: u64,
+    length: u64,
+    own: &mut UserBytes,
+    direction: Direction,
+) -> Answer {
+    let Some(space) = space.and_then(SpaceHandle::upgrade) else { return Ok(0) };
+    let (at, start, is_killed) = (VirtAddr(at).untagged(), own.clone(), || call.is_killed());
+    let patience = Patience::WithoutPager(&is_killed);
+    let mut copied = copy(&space, at, length, own, direction, patience);
+    if let (0, Err(Stop::Other(FaultError::NotMapped))) = copied
+        && space.grow_stack(at, &call.task.process().limits.of_space()).is_ok()
+    {
+        *own = start;
+        copied = copy(&space, at, length, own, direction, patience);
+    }
+    match copied {
+        (_, Err(Stop::Own)) => Err(Errno::EFAULT),
+        (0, Err(Stop::Other(FaultError::OutOfMemory))) => Err(Errno::ENOMEM),
+        (0, Err(_)) => Err(Errno::EIO),
+        (done, _) => Ok(done),
+    }
+}
+
 /// Copies up to `length` bytes of the other process from `base` on; returns how many, and why no more.
 fn copy(
-    call: &Syscall<'_>,
     space: &Space,
     base: VirtAddr,
     length: u64,
     own: &mut UserBytes,
     direction: Direction,
-) -> (u64, Result<(), Errno>) {
-    let (cpu, is_killed) = (this_cpu(), || call.is_killed());
+    patience: Patience<'_>,
+) -> (u64, Result<(), Stop>) {
+    let cpu = this_cpu();
     let mut buffer = [0; PIECE];
     let mut done = 0;
     while done < length {
-        // As on Linux, a tag of such an address is ignored.
-        let Some(at) = base.untagged().checked_add(done) else { return (done, Err(Errno::EFAULT)) };
+        let Some(at) = base.checked_add(done) else { return (done, Err(FaultError::NotMapped.into())) };
         let in_page = PAGE - at.0 % PAGE;
         let count = (length - done).min(in_page).min(PIECE as u64) as usize;
         let piece = buffer.get_mut(..count).unwrap_or_default();
         let moved = match direction {
-            Direction::Read => space.read_bytes_unless(cpu, at, piece, &is_killed).map(|()| own.store(piece)),
+            Direction::Read => space.read_bytes_within(cpu, at, piece, patience).map(|()| own.store(piece)),
             Direction::Write => {
                 let copied = own.copy_up_to(piece);
                 let piece = piece.get(..copied).unwrap_or_default();
-                space.write_bytes_unless(cpu, at, piece, &is_killed).map(|()| copied)
+                space.write_bytes_within(cpu, at, piece, patience).map(|()| copied)
             }
         };
         match moved {
             Ok(moved) => {
                 done += moved as u64;
                 if moved < count {
-                    return (done, Err(Errno::EFAULT));
+                    return (done, Err(Stop::Own));
                 }
             }
-            Err(FaultError::OutOfMemory) => return (done, Err(Errno::ENOMEM)),
-            Err(_) => return (done, Err(Errno::EFAULT)),
+            Err(error) => return (done, Err(error.into())),
         }
         relax();
     }

@@ -1,5 +1,5 @@
 //! Calls for files without contents of their own: pipe2, eventfd2, and what read and write do with pipes, event
-//! counters and the pages of a process.
+//! counters and the files of a process.
 
 use granule_abi::file::{
     EFD_CLOEXEC, EFD_NONBLOCK, EFD_SEMAPHORE, O_CLOEXEC, O_DIRECT, O_NONBLOCK, O_NOTIFICATION_PIPE, O_RDONLY, O_RDWR,
@@ -8,16 +8,16 @@ use granule_abi::file::{
 use granule_abi::signal::SIGPIPE;
 
 use super::io::{UserBytes, most_files, send_self};
+use super::remote::{self, Direction};
 use super::{Answer, Syscall};
 use crate::linux::errno::Errno;
 use crate::linux::file::event::EventCounter;
-use crate::linux::file::open::{self, FileRef, Kind, OpenFile};
+use crate::linux::file::open::{FileRef, Kind, OpenFile};
 use crate::linux::file::pipe::{self, PipeAccess, PipeEnd};
-use crate::linux::file::proc::{ProcContents, ProcSubject};
+use crate::linux::file::proc::{self, ProcContents, ProcSubject};
 use crate::linux::file::records::Record;
 use crate::linux::file::table::OnExec;
 use crate::linux::process::show;
-use crate::linux::process::task::Task;
 use crate::sched;
 use crate::uaccess;
 
@@ -132,36 +132,90 @@ fn write_count(file: &OpenFile, counter: &EventCounter, left: u64, from: &mut Us
     counter.write(u64::from_le_bytes(count), file.if_not_ready())
 }
 
-/// Reads a file of a process from `position` on; returns how many bytes there were, and the position after them. Each
-/// piece is a read of its own, as on Linux.
+/// Reads a file of a process from `position` on; returns how many bytes there were, and the position after them.
 #[inline(never)]
 pub(super) fn read_proc(
-    task: &Task,
+    call: &Syscall<'_>,
     contents: &ProcContents,
     position: u64,
     bytes: u64,
     to: &mut UserBytes,
 ) -> Result<(u64, u64), Errno> {
-    open::check_end(position, bytes)?;
-    let following = |of: &ProcSubject, file, from, record: &mut Record| show::following(task, of, file, from, record);
+    let following =
+        |of: &ProcSubject, file, from, record: &mut Record| show::following(call.task, of, file, from, record);
+    in_pieces(call, contents, position, bytes, to, |at, length, to| match contents {
+        ProcContents::Memory(space) => {
+            remote::access_memory(call, space.as_ref(), at, length, to, Direction::Read)
+        }
+        _ => {
+            // Where nothing more is stored, the call ends.
+            let mut store = |piece: &[u8]| if sched::is_killed() { 0 } else { to.store(piece) };
+            contents.read(at, length, &following, &mut store)
+        }
+    })
+}
+
+/// Writes to a file of a process from `position` on; returns how many bytes, and the position after them.
+#[inline(never)]
+pub(super) fn write_proc(
+    call: &Syscall<'_>,
+    contents: &ProcContents,
+    position: u64,
+    bytes: u64,
+    from: &mut UserBytes,
+) -> Result<(u64, u64), Errno> {
+    let written = in_pieces(call, contents, position, bytes, from, |at, length, from| match contents {
+        ProcContents::Memory(space) => {
+            remote::access_memory(call, space.as_ref(), at, length, from, Direction::Write)
+        }
+        ProcContents::ClearRefs(of) => age(of, length, from),
+        ProcContents::Pagemap(_) | ProcContents::Records(..) => Err(Errno::EINVAL),
+    })?;
+    // An order is at no position.
+    Ok(if let ProcContents::ClearRefs(_) = contents { (written.0, position) } else { written })
+}
+
+/// Makes pages of a process old by an order of `length` bytes; returns how many of them were read.
+fn age(of: &ProcSubject, length: u64, from: &mut UserBytes) -> Answer {
+    let mut order = [0; proc::ORDER];
+    let order = order.get_mut(..length.min(proc::ORDER as u64) as usize).unwrap_or_default();
+    if from.copy_up_to(order) < order.len() {
+        return Err(Errno::EFAULT);
+    }
+    show::age(of, proc::order(order)?)?;
+    Ok(order.len() as u64)
+}
+
+/// Has `transfer` transfer each piece of the caller's, which is a read or write of its own, as on Linux, until one is
+/// shorter; returns how many bytes there were, and the position after them.
+fn in_pieces(
+    call: &Syscall<'_>,
+    contents: &ProcContents,
+    position: u64,
+    bytes: u64,
+    own: &mut UserBytes,
+    mut transfer: impl FnMut(u64, u64, &mut UserBytes) -> Answer,
+) -> Result<(u64, u64), Errno> {
+    contents.check_end(position, bytes)?;
     let mut done = 0;
     loop {
         // Also where there are no bytes the position is checked.
-        let length = if done < bytes { to.advance().map(|()| to.left.min(bytes - done)) } else { Ok(0) };
-        let at = position.wrapping_add(done);
-        // Where nothing more is stored, the call ends.
-        let mut store = |piece: &[u8]| if sched::is_killed() { 0 } else { to.store(piece) };
-        let read = length.and_then(|length| Ok((contents.read(at, length, &following, &mut store)?, length)));
-        match read {
-            Ok((read, length)) => {
-                done += read;
-                if read < length || done >= bytes {
+        let length = if done < bytes { own.advance().map(|()| own.left.min(bytes - done)) } else { Ok(0) };
+        let moved = length.and_then(|length| Ok((transfer(position.wrapping_add(done), length, own)?, length)));
+        match moved {
+            Ok((moved, length)) => {
+                done += moved;
+                if moved < length || done >= bytes {
                     break;
                 }
             }
             Err(error) if done == 0 => return Err(error),
             Err(_) => break,
         }
+    }
+    if done != 0 {
+        // The missing frames are not this call's any more.
+        call.thread.take_shortage();
     }
     Ok((done, position.wrapping_add(done)))
 }

@@ -33,7 +33,7 @@ use core::sync::atomic::Ordering;
 use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Protection, bits};
 use granule_arch::patched_branch;
-use granule_pgtable::{Mmu, PageRange, Stores, Table, Visited};
+use granule_pgtable::{Invalidation, Mmu, PageRange, Stores, Table, Tables, Visited};
 
 use super::access::Access;
 use super::address_space::Space;
@@ -52,8 +52,9 @@ use super::userfault::Mark;
 use super::userfault::protect::Marking;
 use super::zap::ZapFlags;
 use crate::mm::frame::Frame;
+use crate::mm::kernel::Machine;
 use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE};
-use crate::mm::tlb::user::Leaf;
+use crate::mm::tlb::user::{Leaf, TlbBatch};
 use crate::platform::features::branch;
 use crate::sched::relax;
 use crate::smp::{Cpu, this_cpu};
@@ -381,6 +382,21 @@ impl Space {
         }
         look(seen);
         Visited::Done
+    }
+
+    /// Makes the block that a walk has met at `page` old, and has `batch` invalidate it; or has the walk go on there, where
+    /// a table is by now.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn age_block(&self, batch: &mut TlbBatch<'_, Machine>, page: VirtAddr) -> Visited {
+        let Some(found) = self.block_at(page) else { return Visited::Done };
+        let _locked = self.lock_table(found.table);
+        let entry = self.mmu().load(found.cell);
+        if is_block(entry) && entry.is_young() {
+            replace(self.mmu(), found.cell, entry, Descriptor::old);
+            batch.add(self.tlb(), &Invalidation { range: found.range(), tables: Tables::Kept, level: None });
+        }
+        visited(entry)
     }
 
     /// The linear address of `page`, if a block that permits `access` translates it, and the lock under which it stays

@@ -15,6 +15,7 @@ use super::area::{Area, AreaFlags};
 use super::cells::{EntryCell, TableCells};
 use super::entry::{EntryState, state};
 use super::error::FaultError;
+use super::fault::handle_fault;
 use super::outcome::{AllowedFault, FaultOutcome};
 use super::range::pages;
 use super::shmem::pages::order;
@@ -26,6 +27,15 @@ use crate::smp::Cpu;
 
 /// Bytes that are populated under one hold of a table's lock: a part of one table.
 pub(super) const CHUNK: u64 = 64 * PAGE;
+
+/// How long an access of the kernel's waits for a page: at most until the function returns true.
+#[derive(Clone, Copy)]
+pub enum Patience<'p> {
+    /// Also for a pager that has to serve it.
+    WithPager(&'p dyn Fn() -> bool),
+    /// No pager serves it.
+    WithoutPager(&'p dyn Fn() -> bool),
+}
 
 impl Space {
     /// Installs each page of `range` as the first access would, as far as there is memory; how far is not returned.
@@ -167,22 +177,22 @@ impl Space {
     /// # Errors
     /// [`FaultError`]; the bytes before the page that faults are written.
     pub fn write_bytes(&self, cpu: &Cpu, address: VirtAddr, bytes: &[u8]) -> Result<(), FaultError> {
-        self.write_bytes_unless(cpu, address, bytes, &|| false)
+        self.write_bytes_within(cpu, address, bytes, Patience::WithPager(&|| false))
     }
 
-    /// As [`Self::write_bytes`], unless `is_killed` returns true while a page is unavailable.
+    /// As [`Self::write_bytes`], with `patience` while a page is unavailable.
     ///
     /// # Errors
-    /// As [`Self::write_bytes`]; [`FaultError::Unusable`] where it does.
-    pub fn write_bytes_unless(
+    /// As [`Self::write_bytes`]; [`FaultError::Unusable`] where it ends, [`FaultError::Userfault`] without a pager.
+    pub fn write_bytes_within(
         &self,
         cpu: &Cpu,
         address: VirtAddr,
         bytes: &[u8],
-        is_killed: &dyn Fn() -> bool,
+        patience: Patience<'_>,
     ) -> Result<(), FaultError> {
         // SAFETY: the bytes are only read.
-        unsafe { self.copy_bytes(cpu, address, bytes.as_ptr().cast_mut(), bytes.len(), Access::Write, is_killed) }
+        unsafe { self.copy_bytes(cpu, address, bytes.as_ptr().cast_mut(), bytes.len(), Access::Write, patience) }
     }
 
     /// Reads `bytes.len()` bytes from `address` on, with the program's permissions, whatever space the CPU has now: of
@@ -191,22 +201,22 @@ impl Space {
     /// # Errors
     /// [`FaultError`]; the bytes before the page that faults are read.
     pub fn read_bytes(&self, cpu: &Cpu, address: VirtAddr, bytes: &mut [u8]) -> Result<(), FaultError> {
-        self.read_bytes_unless(cpu, address, bytes, &|| false)
+        self.read_bytes_within(cpu, address, bytes, Patience::WithPager(&|| false))
     }
 
-    /// As [`Self::read_bytes`], unless `is_killed` returns true while a page is unavailable.
+    /// As [`Self::read_bytes`], with `patience` while a page is unavailable.
     ///
     /// # Errors
-    /// As [`Self::read_bytes`]; [`FaultError::Unusable`] where it does.
-    pub fn read_bytes_unless(
+    /// As [`Self::read_bytes`]; those of [`Self::write_bytes_within`].
+    pub fn read_bytes_within(
         &self,
         cpu: &Cpu,
         address: VirtAddr,
         bytes: &mut [u8],
-        is_killed: &dyn Fn() -> bool,
+        patience: Patience<'_>,
     ) -> Result<(), FaultError> {
         // SAFETY: the bytes are the caller's to write.
-        unsafe { self.copy_bytes(cpu, address, bytes.as_mut_ptr(), bytes.len(), Access::Read, is_killed) }
+        unsafe { self.copy_bytes(cpu, address, bytes.as_mut_ptr(), bytes.len(), Access::Read, patience) }
     }
 
     /// Stores `new` in the word at `address`, a multiple of its size, if that is `old`, in one step, with the program's
@@ -241,7 +251,7 @@ impl Space {
         bytes: *mut u8,
         count: usize,
         access: Access,
-        is_killed: &dyn Fn() -> bool,
+        patience: Patience<'_>,
     ) -> Result<(), FaultError> {
         let mut done = 0;
         while done < count {
@@ -262,7 +272,16 @@ impl Space {
                 done = end;
                 relax();
             } else {
-                self.fault_in_kernel(cpu, at, access)?;
+                let is_killed = match patience {
+                    Patience::WithPager(is_killed) => {
+                        self.fault_in_kernel(cpu, at, access)?;
+                        is_killed
+                    }
+                    Patience::WithoutPager(is_killed) => {
+                        handle_fault(self, cpu, at, access)?;
+                        is_killed
+                    }
+                };
                 // A page may have to wait for tag storage, or for a pager, again and again.
                 if is_killed() {
                     return Err(FaultError::Unusable);

@@ -35,7 +35,7 @@ use crate::linux::process::status::Name;
 use crate::mm::OutOfMemory;
 use crate::mm::counted::{Counted, Inner};
 use crate::mm::pool::{Pool, PoolBox, PoolStats};
-use crate::mm::space::{SpaceRef, SpaceUser};
+use crate::mm::space::{Patience, SpaceRef, SpaceUser};
 use crate::sched::{FpState, NewThread, NewUserThread, Thread, UserEntry, WaitQueue, Woken};
 use crate::smp::this_cpu;
 use crate::trap::TrapFrame;
@@ -191,7 +191,8 @@ pub fn clone(task: &Task, thread: &Thread, frame: &TrapFrame, request: &CloneReq
         // will, too.
         if uaccess::is_user_range(child_id, size_of::<u32>()) {
             let is_killed = || task.is_killed(thread);
-            let _ = space.write_bytes_unless(this_cpu(), child_id.untagged(), &id.to_le_bytes(), &is_killed);
+            let patience = Patience::WithPager(&is_killed);
+            let _ = space.write_bytes_within(this_cpu(), child_id.untagged(), &id.to_le_bytes(), patience);
         }
     }
     let new_task = copy_thread(task, thread, frame, request, number, host, space)?;

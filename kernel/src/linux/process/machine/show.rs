@@ -18,7 +18,7 @@ use crate::linux::file::proc::{ProcFile, ProcSubject};
 use crate::linux::file::records::{self, Record};
 use crate::linux::process::signal::Set;
 use crate::linux::process::status::{Life, Name};
-use crate::mm::space::{Resident, SpaceHandle, SpaceRef, Totals};
+use crate::mm::space::{Aged, Resident, SpaceHandle, SpaceRef, Totals};
 use crate::sched::{is_killed, relax};
 use crate::smp;
 
@@ -75,10 +75,27 @@ pub fn find(id: u32) -> Option<ProcSubject> {
     let (serial, space) = {
         let tree = PROCESSES.lock();
         let process = tree.find_of_thread(id)?;
-        let state = process.lock();
-        (process.serial(), state.find(id).and_then(|_| state.space.clone()))
+        (process.serial(), space_of_its(process, id))
     };
     Some(ProcSubject { id, serial, space: unreleased(space).as_ref().map(SpaceHandle::new) })
+}
+
+/// The space that the thread `id` of a process has.
+fn space_of_its(process: &Process, id: u32) -> Option<SpaceRef> {
+    let state = process.lock();
+    state.find(id).and_then(|_| state.space.clone())
+}
+
+/// Makes pages of the space that the process has now old; of one that has ended there are none.
+///
+/// # Errors
+/// `ESRCH`: its end was collected, or the thread has ended.
+pub fn age(of: &ProcSubject, aged: Option<Aged>) -> Result<(), Errno> {
+    let space = with(&PROCESSES.lock(), of, |process| space_of_its(process, of.id))?;
+    if let (Some(space), Some(aged)) = (unreleased(space), aged) {
+        space.age(aged, is_killed);
+    }
+    Ok(())
 }
 
 /// Makes the first record of `file` from an address on, for a reader whose thread is `reader`, and returns the address after
@@ -122,7 +139,7 @@ pub fn following(
             let found = with(&PROCESSES.lock(), of, read)?;
             limits(record, &found)?;
         }
-        ProcFile::Pagemap => {}
+        ProcFile::Pagemap | ProcFile::Mem | ProcFile::ClearRefs => {}
     }
     Ok(whole(Some(VirtAddr(1)), record))
 }
