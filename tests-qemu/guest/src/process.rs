@@ -223,6 +223,11 @@ fn processes_read_others_and_leave_marks_as_on_linux(t: &mut Test) {
     succeeds(t, "remote");
 }
 
+target_test!(memory_of_processes_is_a_file_as_on_linux, needs("smp"), limit(60));
+fn memory_of_processes_is_a_file_as_on_linux(t: &mut Test) {
+    succeeds(t, "peek");
+}
+
 target_test!(a_process_shows_its_areas_as_on_linux, needs("smp"), limit(60));
 fn a_process_shows_its_areas_as_on_linux(t: &mut Test) {
     succeeds(t, "maps");

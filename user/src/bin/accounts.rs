@@ -1,4 +1,5 @@
-//! `/proc/PID/smaps`, `smaps_rollup`, `status`, `statm`, `stat` and `limits`: the text that they have of a process.
+//! `/proc/PID/smaps`, `smaps_rollup`, `status`, `statm`, `stat` and `limits`: the text that they have of a process;
+//! and `clear_refs`, as `smaps` shows what it does.
 //!
 //! Each answer is Linux's.
 
@@ -9,7 +10,7 @@
 use granule_user::prelude::*;
 
 entry!(run);
-own!(call, advise, unmap);
+own!(call, advise, unmap, protect);
 
 /// The files, all but `smaps_rollup` also those of a process that has ended.
 const FILES: [&str; 6] = ["smaps", "smaps_rollup", "status", "statm", "stat", "limits"];
@@ -38,7 +39,7 @@ fn run(_: Start) -> u8 {
     }
     parts! { (room)
         forms areas copies sums signals names limits pieces positions others many_areas large_areas
-        divided_blocks without_a_first_thread beside_changes
+        divided_blocks without_a_first_thread beside_changes orders old_pages old_blocks old_pages_of_others
     }
     status("accounts")
 }
@@ -531,4 +532,158 @@ fn beside_changes(room: &mut [u8]) {
     };
     beside(changes, looks);
     unmap(FAR, 40);
+}
+
+fn orders_of(process: u32, flags: u32) -> File {
+    proc::open_with(process, "clear_refs", flags).expect("clear_refs")
+}
+
+fn order(text: &[u8]) {
+    equal("an order", orders_of(process::id(), O_WRONLY).write(text), Ok(text.len() as u64));
+}
+
+fn orders(room: &mut [u8]) {
+    let file = orders_of(process::id(), O_RDWR);
+    equal("what it is", (file.stat().st_mode, file.stat().st_size), (S_IFREG | 0o200, 0));
+    for text in ["1", "2", "3", "4", "5", "1\n", " 1", " 1 \n", "+1", "01", "\t2\t", "1\0x", "1          \n"] {
+        equal(("an order", text), file.write(text.as_bytes()), Ok(text.len() as u64));
+    }
+    for text in ["", "\n", "0", "6", "-1", "1 2", "1x", "0x1", "+", "x", "            1"] {
+        equal(("no order", text), file.write(text.as_bytes()), Err(EINVAL));
+    }
+    equal("too large", file.write(b"4294967297"), Err(ERANGE));
+    equal("too long", file.write(b"12345678901234"), Err(ERANGE));
+    equal("12 bytes are read", file.write(b"1            2"), Ok(12));
+    equal("from nowhere", call(WRITE, [*file, NOWHERE, 1]), Err(EFAULT));
+    equal("nothing from nowhere", call(WRITE, [*file, NOWHERE, 0]), Err(EINVAL));
+    for (offset, whence) in [(0, SEEK_CUR), (7, SEEK_SET), (7, SEEK_END), (-1, SEEK_CUR), (0, SEEK_DATA)] {
+        equal(("the position", offset, whence), file.seek(offset, whence), Ok(0));
+    }
+    equal("at a place", file.write_at(b"1", 5), Ok(1));
+    equal("at no place", file.write_at(b"1", -5_i64 as u64), Err(EINVAL));
+    let piece = |text: &[u8]| IoVec { base: text.as_ptr() as u64, length: text.len() as u64 };
+    let list = [piece(b"1"), piece(b"2"), piece(b"x")];
+    let written = |from: usize| call(WRITEV, [*file, list[from..].as_ptr() as u64, (list.len() - from) as u64]);
+    equal("each piece is one", [0, 1, 2].map(written), [Ok(2), Ok(1), Err(EINVAL)]);
+    equal("it is not read", file.read(room), Err(EINVAL));
+    equal("nor to the kernel", call(READ, [*file, KERNEL, 8]), Err(EINVAL));
+    equal("nor at a place", file_at(&file, room), Err(EINVAL));
+    equal("mmap", call(MMAP, [0, PAGE, PROT_READ, MAP_SHARED, *file, 0]), Err(ENODEV));
+    equal("ftruncate", file.resize(0), Ok(0));
+    let file = orders_of(process::id(), O_RDONLY);
+    equal("opened to read", (file.read(room), file.write(b"1")), (Err(EINVAL), Err(EBADF)));
+    equal("past the cache", proc::open_with(process::id(), "clear_refs", O_WRONLY | O_DIRECT), Err(EINVAL));
+}
+
+fn file_at(file: &File, room: &mut [u8]) -> Result<u64, Errno> {
+    call(PREAD64, [**file, room.as_mut_ptr() as u64, 8, 0])
+}
+
+/// Pages that are used again; where TLBs have them as used, that shows in no entry before these are invalidated.
+fn use_again(at: u64, pages: u64) {
+    protect(at, pages, PROT_NONE);
+    protect(at, pages, RW);
+    touch(at, pages);
+}
+
+fn old_pages(room: &mut [u8]) {
+    let memfd = File::memory(c"accounts", 0).expect("a file");
+    equal("its size", memfd.resize(4 * PAGE), Ok(0));
+    for (page, flags, file) in [(0, PRIVATE, 0), (20, MAP_SHARED, *memfd), (40, MAP_PRIVATE, *memfd), (60, SHARED, 0)] {
+        let mapped = call(MMAP, [place(page), 4 * PAGE, RW, flags | MAP_FIXED, file, 0]);
+        equal(("mapped", page), mapped, Ok(place(page)));
+        equal("no blocks", advise(place(page), 4, MADV_NOHUGEPAGE), Ok(0));
+    }
+    let places = [0, 20, 40, 60].map(place);
+    let use_all = || places.iter().for_each(|&at| use_again(at, 4));
+    let of = |name, room: &mut [u8]| {
+        let text = text("smaps", room);
+        places.map(|at| number(record_at(text, at), name))
+    };
+    let words = || {
+        let (file, mut words) = (proc::open(process::id(), "pagemap").expect("a file"), [0_u64; 4]);
+        let read = call(PREAD64, [*file, words.as_mut_ptr() as u64, 32, place(0) / PAGE * 8]);
+        equal("words of pages", read, Ok(32));
+        words
+    };
+    use_all();
+    let before = (words(), of("Private_Dirty", room), of("Rss", room));
+    equal("used", of("Referenced", room), [16; 4]);
+    for (text, referenced) in
+        [("2", [0, 16, 16, 16]), ("3", [16, 0, 0, 0]), ("1", [0; 4]), ("4", [16; 4]), ("5", [16; 4])]
+    {
+        use_all();
+        order(text.as_bytes());
+        equal(("used since the order", text), of("Referenced", room), referenced);
+    }
+    use_all();
+    order(b"1");
+    equal("nothing else changes", (words(), of("Private_Dirty", room), of("Rss", room)), before);
+    use_again(place(1), 1);
+    equal("one page is used", of("Referenced", room), [4, 0, 0, 0]);
+    use_all();
+    protect(place(1), 2, PROT_NONE);
+    order(b"1");
+    protect(place(1), 2, RW);
+    equal("also pages without access", of("Referenced", room), [0; 4]);
+    equal("what is there", places.map(probe::read), [Ok(1); 4]);
+    places.iter().for_each(|&at| unmap(at, 4));
+}
+
+fn old_blocks(room: &mut [u8]) {
+    const BLOCK: u64 = 2 << 20;
+    let whole = map(4 * BLOCK, RW).expect("pages");
+    let at = whole.next_multiple_of(BLOCK);
+    equal("blocks", advise(at, 2 * BLOCK / PAGE, MADV_HUGEPAGE), Ok(0));
+    touch(at, 2 * BLOCK / PAGE);
+    // The second becomes groups of pages.
+    protect(at + BLOCK + 64 * PAGE, 1, PROT_READ);
+    protect(at + BLOCK + 64 * PAGE, 1, RW);
+    let of = |room: &mut [u8]| {
+        let text = text("smaps", room);
+        let records = records(text).filter(|(start, end, _)| *start < at + 2 * BLOCK && at < *end);
+        records.fold([0; 2], |[used, blocks], (.., record)| {
+            [used + number(record, "Referenced"), blocks + number(record, "AnonHugePages")]
+        })
+    };
+    let [used, blocks] = of(room);
+    holds(("used", used), used >= 4096);
+    holds(("blocks", blocks), blocks >= 2048);
+    order(b"1");
+    equal("old", of(room), [0, blocks]);
+    use_again(at + BLOCK, BLOCK / PAGE);
+    let used = of(room)[0];
+    holds(("used again", used), (2048..=used.max(2048)).contains(&used) && used < 4096);
+    unmap(whole, 4 * BLOCK / PAGE);
+    // More tables than become old at once.
+    let at = call(MMAP, [0, 64 << 30, RW, PRIVATE | MAP_NORESERVE, u64::MAX, 0]).expect("addresses");
+    equal("no blocks", advise(at, (64 << 30) / PAGE, MADV_NOHUGEPAGE), Ok(0));
+    (0..512).for_each(|step| touch(at + step * (128 << 20), 1));
+    equal("all of it", number(record_at(text("smaps", room), at), "Referenced"), 2048);
+    order(b"1");
+    equal("is old", number(record_at(text("smaps", room), at), "Referenced"), 0);
+    unmap(at, (64 << 30) / PAGE);
+}
+
+fn old_pages_of_others(room: &mut [u8]) {
+    let ready = shared::<AtomicU32>();
+    let at = map(4 * PAGE, RW).expect("pages");
+    equal("no children's", advise(at, 4, MADV_NOHUGEPAGE), Ok(0));
+    let child = process::spawn::<()>(|| {
+        touch(at, 4);
+        ready.store(1, Ordering::Release);
+        time::sleep_for_ever();
+    });
+    asleep_until(|| ready.load(Ordering::Acquire) == 1);
+    touch(at, 4);
+    let file = orders_of(child, O_WRONLY);
+    equal("an order", file.write(b"1"), Ok(1));
+    equal("of the child's", number(record_at(of(child, "smaps", room), at), "Referenced"), 0);
+    holds("and not of its own", number(record_at(text("smaps", room), at), "Referenced") >= 16);
+    until_zombie(SIGCHLD, || process::kill(child as i32, SIGKILL).expect("a signal"));
+    equal("of nothing", [file.write(b"1"), file.write(b"9")], [Ok(1), Err(EINVAL)]);
+    equal("it can be opened", proc::open_with(child, "clear_refs", O_WRONLY).map(drop), Ok(()));
+    equal("its end", process::wait(child), SIGKILL);
+    equal("it is gone", [file.write(b"4"), file.write(b"9")], [Err(ESRCH), Err(EINVAL)]);
+    unmap(at, 4);
 }

@@ -17,7 +17,7 @@ use granule_runner::serial::Limit;
 use super::{SESSION_LIMIT, files};
 
 /// Programs of target tests, as they run at the monitor.
-const PROGRAMS: [&str; 30] = [
+const PROGRAMS: [&str; 31] = [
     "run accounts",
     "run calls",
     "run mappings",
@@ -45,6 +45,7 @@ const PROGRAMS: [&str; 30] = [
     "run huge race",
     "run limits",
     "run maps",
+    "run peek",
     "run pie",
     "run random",
     "run stress 1 4",

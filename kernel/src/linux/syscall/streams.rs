@@ -144,9 +144,7 @@ pub(super) fn read_proc(
     let following =
         |of: &ProcSubject, file, from, record: &mut Record| show::following(call.task, of, file, from, record);
     in_pieces(call, contents, position, bytes, to, |at, length, to| match contents {
-        ProcContents::Memory(space) => {
-            remote::access_memory(call, space.as_ref(), at, length, to, Direction::Read)
-        }
+        ProcContents::Memory(space) => remote::access_memory(call, space.as_ref(), at, length, to, Direction::Read),
         _ => {
             // Where nothing more is stored, the call ends.
             let mut store = |piece: &[u8]| if sched::is_killed() { 0 } else { to.store(piece) };
@@ -165,9 +163,7 @@ pub(super) fn write_proc(
     from: &mut UserBytes,
 ) -> Result<(u64, u64), Errno> {
     let written = in_pieces(call, contents, position, bytes, from, |at, length, from| match contents {
-        ProcContents::Memory(space) => {
-            remote::access_memory(call, space.as_ref(), at, length, from, Direction::Write)
-        }
+        ProcContents::Memory(space) => remote::access_memory(call, space.as_ref(), at, length, from, Direction::Write),
         ProcContents::ClearRefs(of) => age(of, length, from),
         ProcContents::Pagemap(_) | ProcContents::Records(..) => Err(Errno::EINVAL),
     })?;

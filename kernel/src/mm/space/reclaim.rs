@@ -177,9 +177,7 @@ impl Space {
         range: PageRange,
         mut change: impl FnMut(Descriptor) -> Option<Descriptor>,
     ) {
-        self.page_tables()
-            .walk_cells(range)
-            .for_each(|found| self.change_cells_in_batch(batch, &found, &mut change));
+        self.page_tables().walk_cells(range).for_each(|found| self.change_cells_in_batch(batch, &found, &mut change));
     }
 
     /// Stores what `change` returns for the entries of pages that are there, and has `batch` invalidate what changes. An

@@ -13,7 +13,7 @@ use crate::mm::notifier::recording::{Notified, Recording};
 use crate::mm::notifier::{Event, Subscription};
 use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE};
 use crate::mm::space::group::{GROUP_PAGES, GROUP_SIZE};
-use crate::mm::space::{AreaAdvice, FaultError, Move, Remap, SpaceLimits};
+use crate::mm::space::{Aged, AreaAdvice, FaultError, Move, Remap, SpaceLimits};
 use crate::platform::features::branch;
 
 /// In the middle of a table, and of what a block would translate.
@@ -523,7 +523,8 @@ fn the_dirt_of_one_entry_is_that_of_all_when_all_may_be_written() {
 /// invalidation is complete: afterwards each page that was stored to is dirty.
 #[test]
 fn what_the_hardware_sets_in_one_entry_is_every_pages() {
-    let works: [fn(&Rig, &Space); 6] = [
+    let works: [fn(&Rig, &Space); 7] = [
+        |_, space| space.age(Aged::All, || false),
         |rig, space| space.madvise_dontneed(&rig.cpu, page(12), PAGE).unwrap(),
         |_, space| space.mprotect(page(12), PAGE, Protection::READ).unwrap(),
         |_, space| space.mprotect(START, GROUP_SIZE, Protection::READ).unwrap(),

@@ -14,7 +14,7 @@ use super::entries::Stage;
 use super::*;
 use crate::mm::kernel::record::{Moment, at_each_moment};
 use crate::mm::space::entry::attributes;
-use crate::mm::space::{Move, Remap, SpaceLimits};
+use crate::mm::space::{Aged, Move, Remap, SpaceLimits};
 use crate::platform::features::branch;
 
 /// An access of EL0, by hardware that has both; whether it changed the entry.
@@ -166,6 +166,16 @@ fn a_move_loses_nothing_that_the_hardware_sets() {
         let after = stage.entry();
         assert_eq!((after.address(), after.is_dirty()), (stage.frame, is_dirty), "{before:?}: {after:?}");
         assert_eq!(after.may_be_written(), before.may_be_written());
+    });
+}
+
+/// A page that becomes old stays as dirty as it is.
+#[test]
+fn age_loses_nothing_that_the_hardware_sets() {
+    let age: Call = |stage, _| stage.space.age(Aged::All, || false);
+    at_each_load(age, |stage, before, is_dirty| {
+        let after = stage.entry();
+        assert_eq!((after.is_dirty(), after.address()), (is_dirty, stage.frame), "{before:?}: {after:?}");
     });
 }
 

@@ -12,8 +12,8 @@ use granule_pgtable::{Mmu as _, Stores};
 
 use super::*;
 use crate::mm::counted::Counted;
-use crate::mm::kernel::record::at_each;
-use crate::mm::space::{Locking, MappedFile, Move, Object, Remap, Seals, SpaceLimits, Terms, Used};
+use crate::mm::kernel::record::{at_each, record};
+use crate::mm::space::{Aged, AreaAdvice, Locking, MappedFile, Move, Object, Remap, Seals, SpaceLimits, Terms, Used};
 
 const START: VirtAddr = VirtAddr(0x10_0000_0000);
 const PAGES: u64 = 4;
@@ -258,4 +258,74 @@ fn reclaim_comes_at_any_step_of_others() {
     let others = [READ, WRITE, POPULATE, DISCARD, GUARD, PROTECT, FORK, MOVE];
     let moments: usize = others.map(|work| each_moment(work, RECLAIM)).iter().sum();
     assert!(moments > 100, "{moments} moments");
+}
+
+/// Pages of all kinds become old, and no others; for each table and each block there is one invalidation, and for a number of
+/// them one wait.
+#[test]
+fn pages_of_areas_become_old_by_one_invalidation_for_a_table() {
+    let rig = Rig::new(16);
+    let (space, cpu) = (rig.space(), &rig.cpu);
+    // Anonymous, closed, and shared pages of one table; a block, and one in groups.
+    for (page, sharing) in [(0, Sharing::Private), (16, Sharing::Private), (32, Sharing::Shared)] {
+        let request = MapRequest { placement: Placement::Fixed(at(page)), sharing, ..private(4) };
+        space.mmap(cpu, &request).unwrap();
+        (0..4).for_each(|next| rig.write(&space, at(page + next), 1));
+    }
+    space.mprotect(at(16), 4 * PAGE, Protection::NONE).unwrap();
+    let request = MapRequest { placement: Placement::Fixed(at(512)), ..private(1024) };
+    space.mmap(cpu, &request).unwrap();
+    space.madvise_areas(cpu, at(512), 1024 * PAGE, AreaAdvice::HugePage).unwrap();
+    [512, 1024].into_iter().for_each(|page| rig.write(&space, at(page), 1));
+    space.mprotect(at(1100), PAGE, Protection::READ).unwrap();
+    let looked_at = [0, 3, 16, 32, 35, 512, 1024, 1039, 1100, 1535];
+    let leaf = |page| space.tables().translate(at(page)).unwrap();
+    let young = || looked_at.map(|page| leaf(page).descriptor.is_young());
+    let all = || looked_at.map(|page| (leaf(page).leaf_size, leaf(page).descriptor.old()));
+    let before = all();
+    let use_all = || {
+        space.mprotect(at(16), 4 * PAGE, READ_WRITE).unwrap();
+        looked_at.iter().for_each(|&page| handle_fault(&space, cpu, at(page), Access::Read).unwrap());
+        space.mprotect(at(16), 4 * PAGE, Protection::NONE).unwrap();
+    };
+    let is_shared = looked_at.map(|page| (32..36).contains(&page));
+    for (aged, old, tlbis) in [
+        (Aged::OfObjects, is_shared, 1),
+        (Aged::Anonymous, is_shared.map(|is_shared| !is_shared), 6),
+        (Aged::All, [true; 10], 7),
+    ] {
+        use_all();
+        assert_eq!(young(), [true; 10]);
+        let operations = record(|| space.age(aged, || false));
+        assert_eq!(young(), old.map(|is_old| !is_old), "{aged:?}");
+        let count = |is_meant: &dyn Fn(&Operation) -> bool| operations.iter().filter(|at| is_meant(at)).count();
+        assert_eq!(count(&|at| matches!(at, Operation::Tlbi(_))), tlbis, "{aged:?}: {operations:?}");
+        assert_eq!(before, all(), "nothing else changes");
+        // What is old already is in no TLB.
+        assert!(!record(|| space.age(aged, || false)).iter().any(|at| matches!(at, Operation::Tlbi(_))));
+    }
+    use_all();
+    space.age(Aged::All, || true);
+    assert_eq!(young(), [true; 10], "the caller is killed");
+    drop(space);
+    assert_eq!(rig.used(), 0);
+}
+
+/// An area with more tables than are looked at at once becomes old in pieces, as far as the caller lives.
+#[test]
+fn a_large_area_becomes_old_in_pieces() {
+    const TABLES: u64 = 300;
+    let rig = Rig::new(8);
+    let (space, cpu) = (rig.space(), &rig.cpu);
+    space.mmap(cpu, &MapRequest { placement: Placement::Fixed(START), ..private(512 * TABLES) }).unwrap();
+    let use_all = || (0..TABLES).for_each(|table| _ = handle_fault(&space, cpu, at(512 * table), Access::Read));
+    let young = || (0..TABLES).filter(|table| space.tables().translate(at(512 * table)).unwrap().descriptor.is_young());
+    for (pieces, left) in [(1, 172), (2, 44), (3, 0), (usize::MAX, 0)] {
+        use_all();
+        let calls = Cell::new(pieces);
+        space.age(Aged::All, || calls.replace(calls.get().saturating_sub(1)) == 0);
+        assert_eq!(young().count(), left, "{pieces} pieces");
+    }
+    drop(space);
+    assert_eq!(rig.used(), 0);
 }

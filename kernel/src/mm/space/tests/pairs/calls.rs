@@ -6,7 +6,9 @@ use super::*;
 use crate::mm::kernel::record::note_step;
 use crate::mm::space::mlock::Passed;
 use crate::mm::space::pagemap::{GUARD, UFFD_WP};
-use crate::mm::space::{AreaAdvice, Content, Discard, Move, Remap, SizeChoice, SpaceError, SpaceLimits, Used};
+use crate::mm::space::{
+    Aged, AreaAdvice, Content, Discard, Move, Patience, Remap, SizeChoice, SpaceError, SpaceLimits, Used,
+};
 
 /// The answer of a call, in words.
 pub(super) type Answer = String;
@@ -132,6 +134,10 @@ pub(super) const CALLS: &[Call] = &[
         let mut bytes = [0; 9];
         said(space.read_bytes(cpu, at, &mut bytes).map(|()| bytes[8]))
     }),
+    call("kernel copies out, without a pager", |_, space, cpu, at| {
+        let mut bytes = [0; 9];
+        said(space.read_bytes_within(cpu, at, &mut bytes, Patience::WithoutPager(ALIVE)).map(|()| bytes[8]))
+    }),
     call("kernel copies in", |_, space, cpu, at| said(space.write_bytes(cpu, at + 8, &[own(cpu)]))),
     call("kernel exchanges a word", |_, space, cpu, at| said(space.exchange_word(cpu, at + 8, 1, 0x55))),
     call("device reads", |w, space, cpu, at| w.device(0, space, cpu, at, Access::Read)),
@@ -226,6 +232,10 @@ pub(super) const CALLS: &[Call] = &[
     }),
     call("msync", |w, space, _, _| said(space.msync(START, w.bytes(), true, true))),
     call("pagemap", |_, space, _, at| said(shown(space, at))),
+    call("clear_refs", |_, space, _, _| {
+        space.age(Aged::All, ALIVE);
+        "done".into()
+    }),
     call("brk, longer", |w, space, cpu, _| {
         let request = MapRequest { placement: Placement::Heap(START + w.bytes()), ..private(1) };
         said(space.mmap(cpu, &request).map(drop))
