@@ -357,11 +357,18 @@ impl OpenFile {
     /// Checks that it may be read.
     ///
     /// # Errors
-    /// `EBADF`; `EINVAL`: what is written alone.
+    /// `EBADF`.
     pub fn check_readable(&self) -> Result<(), Errno> {
-        if !matches!(self.flags() & O_ACCMODE, O_RDONLY | O_RDWR) {
-            return Err(Errno::EBADF);
-        }
+        if matches!(self.flags() & O_ACCMODE, O_RDONLY | O_RDWR) { Ok(()) } else { Err(Errno::EBADF) }
+    }
+
+    /// Checks that it may be read, and has bytes for that.
+    ///
+    /// # Errors
+    /// `EBADF`; `EINVAL`: what has none, or is written alone.
+    pub fn check_has_bytes_to_read(&self) -> Result<(), Errno> {
+        self.check_readable()?;
+        self.check_has_bytes()?;
         if matches!(self.kind, Kind::Proc(ProcContents::ClearRefs(_))) { Err(Errno::EINVAL) } else { Ok(()) }
     }
 

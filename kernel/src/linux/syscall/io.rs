@@ -151,16 +151,14 @@ pub(super) fn send_self(call: &Syscall<'_>, signal: u32) -> Result<(), Errno> {
 
 pub(super) fn read(call: &mut Syscall<'_>) -> Answer {
     let file = file(call, call.argument::<0>())?;
-    file.check_readable()?;
-    file.check_has_bytes()?;
+    file.check_has_bytes_to_read()?;
     let to = UserBytes::of_call(call)?;
     fill(call, &file, to.left, to)
 }
 
 pub(super) fn pread64(call: &mut Syscall<'_>) -> Answer {
     let (file, position) = at_position(call)?;
-    file.check_readable()?;
-    file.check_has_bytes()?;
+    file.check_has_bytes_to_read()?;
     let mut to = UserBytes::of_call(call)?;
     if let Kind::Proc(contents) = file.kind() {
         let most = to.left.min(MOST_AT_ONCE);
@@ -507,8 +505,7 @@ impl UserBytes {
 
 pub(super) fn readv(call: &mut Syscall<'_>) -> Answer {
     let file = file(call, call.argument::<0>())?;
-    file.check_readable()?;
-    file.check_has_bytes()?;
+    file.check_has_bytes_to_read()?;
     let bytes = check_pieces(call)?;
     fill(call, &file, bytes, UserBytes::of_pieces(call))
 }
