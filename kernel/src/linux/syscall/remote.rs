@@ -1,8 +1,9 @@
 //! Copies between the caller and another process: process_vm_readv, process_vm_writev, and reads and writes of
 //! `/proc/PID/mem`.
 //!
-//! There is one user, root, which may do so with every process, as the protection of the memory permits. Bytes go through a buffer of 2 KiB on the kernel's stack, a
-//! page of the other process at a time, so that nothing of one space is locked over a fault of the other.
+//! There is one user, root, which may do so with every process, as the protection of the memory permits. Bytes go
+//! through a buffer of 2 KiB on the kernel's stack, a page of the other process at a time, so that nothing of one space is
+//! locked over a fault of the other.
 
 use granule_arch::addr::{PAGE, VirtAddr};
 

@@ -172,7 +172,11 @@ fn a_move_loses_nothing_that_the_hardware_sets() {
 /// A page that becomes old stays as dirty as it is.
 #[test]
 fn age_loses_nothing_that_the_hardware_sets() {
-    let age: Call = |stage, _| stage.space.age(Aged::All, || false);
+    // The next use makes it young again.
+    let age: Call = |stage, _| {
+        stage.space.age(Aged::All, || false);
+        handle_fault(&stage.space, &stage.rig.cpu, stage.start, Access::Read).unwrap();
+    };
     at_each_load(age, |stage, before, is_dirty| {
         let after = stage.entry();
         assert_eq!((after.is_dirty(), after.address()), (is_dirty, stage.frame), "{before:?}: {after:?}");
