@@ -77,11 +77,15 @@ same! { file, general:
     AT_SYMLINK_NOFOLLOW AT_EMPTY_PATH
 }
 
+same! { memory, general:
+    PM_SCAN_WP_MATCHING PM_SCAN_CHECK_WPASYNC PAGE_IS_WPALLOWED PAGE_IS_WRITTEN PAGE_IS_FILE PAGE_IS_PRESENT
+    PAGE_IS_SWAPPED PAGE_IS_PFNZERO PAGE_IS_HUGE PAGE_IS_SOFT_DIRTY PAGE_IS_GUARD
+}
 same! { userfaultfd, general:
     UFFD_USER_MODE_ONLY UFFD_API UFFD_FEATURE_PAGEFAULT_FLAG_WP UFFD_FEATURE_EVENT_FORK UFFD_FEATURE_EVENT_REMAP
     UFFD_FEATURE_EVENT_REMOVE UFFD_FEATURE_MISSING_SHMEM UFFD_FEATURE_EVENT_UNMAP UFFD_FEATURE_SIGBUS
     UFFD_FEATURE_THREAD_ID UFFD_FEATURE_EXACT_ADDRESS UFFD_FEATURE_WP_HUGETLBFS_SHMEM UFFD_FEATURE_WP_UNPOPULATED
-    UFFD_FEATURE_POISON UFFDIO_REGISTER_MODE_MISSING UFFDIO_REGISTER_MODE_WP UFFDIO_COPY_MODE_DONTWAKE
+    UFFD_FEATURE_POISON UFFD_FEATURE_WP_ASYNC UFFDIO_REGISTER_MODE_MISSING UFFDIO_REGISTER_MODE_WP UFFDIO_COPY_MODE_DONTWAKE
     UFFDIO_COPY_MODE_WP UFFDIO_ZEROPAGE_MODE_DONTWAKE UFFD_EVENT_PAGEFAULT UFFD_EVENT_FORK UFFD_EVENT_REMAP
     UFFD_EVENT_REMOVE UFFD_EVENT_UNMAP UFFD_PAGEFAULT_FLAG_WRITE UFFD_PAGEFAULT_FLAG_WP
 }
@@ -157,5 +161,9 @@ const _: () = {
     assert!(size_of::<userfaultfd::WriteProtect>() == size_of::<general::uffdio_writeprotect>());
     assert!(size_of::<userfaultfd::Message>() == size_of::<general::uffd_msg>());
     assert!(offset_of!(userfaultfd::Message, words) == offset_of!(general::uffd_msg, arg));
+    assert!(size_of::<memory::PmScanArg>() == size_of::<general::pm_scan_arg>());
+    assert!(offset_of!(memory::PmScanArg, walk_end) == offset_of!(general::pm_scan_arg, walk_end));
+    assert!(offset_of!(memory::PmScanArg, return_mask) == offset_of!(general::pm_scan_arg, return_mask));
+    assert!(size_of::<memory::PageRegion>() == size_of::<general::page_region>());
     assert!(size_of::<process::UtsName>() == size_of::<system::new_utsname>());
 };

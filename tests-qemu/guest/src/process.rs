@@ -243,6 +243,11 @@ fn faults_are_served_by_a_pager_as_on_linux(t: &mut Test) {
     succeeds(t, "userfault");
 }
 
+target_test!(a_scan_finds_what_was_written_as_on_linux, needs("smp"), limit(60));
+fn a_scan_finds_what_was_written_as_on_linux(t: &mut Test) {
+    succeeds(t, "scan");
+}
+
 target_test!(a_pager_snapshots_a_program_that_goes_on_writing, needs("smp"), limit(60));
 fn a_pager_snapshots_a_program_that_goes_on_writing(t: &mut Test) {
     succeeds(t, "snapshot-demo");

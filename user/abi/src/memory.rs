@@ -126,3 +126,70 @@ pub const PM_UFFD_WP: u64 = 1 << 57;
 pub const PM_MMAP_EXCLUSIVE: u64 = 1 << 56;
 /// `/proc/PID/pagemap`: the bits of a frame's number.
 pub const PM_PFRAME: u64 = (1 << 55) - 1;
+
+/// ioctl of `/proc/PID/pagemap`: [`PmScanArg`].
+pub const PAGEMAP_SCAN: u32 = 0xc060_6610;
+/// [`PmScanArg::flags`]: what is written in regions is write-protected.
+pub const PM_SCAN_WP_MATCHING: u64 = 1;
+/// [`PmScanArg::flags`]: fails where no userfaultfd permits that.
+pub const PM_SCAN_CHECK_WPASYNC: u64 = 2;
+/// A category of pages: a userfaultfd with [`UFFD_FEATURE_WP_ASYNC`](crate::userfaultfd::UFFD_FEATURE_WP_ASYNC) has them.
+pub const PAGE_IS_WPALLOWED: u64 = 1;
+/// A category of pages: not write-protected.
+pub const PAGE_IS_WRITTEN: u64 = 1 << 1;
+/// A category of pages: of a file or of shared memory.
+pub const PAGE_IS_FILE: u64 = 1 << 2;
+/// A category of pages: there.
+pub const PAGE_IS_PRESENT: u64 = 1 << 3;
+/// A category of pages: a marker, or a page on its way.
+pub const PAGE_IS_SWAPPED: u64 = 1 << 4;
+/// A category of pages: the page of zeros.
+pub const PAGE_IS_PFNZERO: u64 = 1 << 5;
+/// A category of pages: in a block.
+pub const PAGE_IS_HUGE: u64 = 1 << 6;
+/// A category of pages: written since that was cleared; no page has it.
+pub const PAGE_IS_SOFT_DIRTY: u64 = 1 << 7;
+/// A category of pages: guards.
+pub const PAGE_IS_GUARD: u64 = 1 << 8;
+
+/// `struct pm_scan_arg`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct PmScanArg {
+    /// Its own bytes.
+    pub size: u64,
+    /// `PM_SCAN_`.
+    pub flags: u64,
+    /// First address.
+    pub start: u64,
+    /// The address after the last.
+    pub end: u64,
+    /// Stored by the call: where it has ended.
+    pub walk_end: u64,
+    /// The address of [`PageRegion`]s.
+    pub vec: u64,
+    /// Regions that it has room for.
+    pub vec_len: u64,
+    /// The most pages in them; 0 for no limit.
+    pub max_pages: u64,
+    /// Categories that count where a page lacks them.
+    pub category_inverted: u64,
+    /// Pages have all of these.
+    pub category_mask: u64,
+    /// And one of these, if there are any.
+    pub category_anyof_mask: u64,
+    /// Categories that regions show.
+    pub return_mask: u64,
+}
+
+/// `struct page_region`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct PageRegion {
+    /// First address.
+    pub start: u64,
+    /// The address after the last.
+    pub end: u64,
+    /// `PAGE_IS_`.
+    pub categories: u64,
+}

@@ -50,6 +50,8 @@ pub const UFFD_FEATURE_WP_HUGETLBFS_SHMEM: u64 = 1 << 12;
 pub const UFFD_FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
 /// [`Api::features`]: pages can be poisoned.
 pub const UFFD_FEATURE_POISON: u64 = 1 << 14;
+/// [`Api::features`]: a store to a page that is write-protected ends that, and is no message.
+pub const UFFD_FEATURE_WP_ASYNC: u64 = 1 << 15;
 
 /// [`Register::mode`]: first accesses.
 pub const UFFDIO_REGISTER_MODE_MISSING: u64 = 1;

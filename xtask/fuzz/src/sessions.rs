@@ -17,8 +17,9 @@ use granule_runner::serial::Limit;
 use super::{SESSION_LIMIT, files};
 
 /// Programs of target tests, as they run at the monitor.
-const PROGRAMS: [&str; 31] = [
+const PROGRAMS: [&str; 32] = [
     "run accounts",
+    "run scan",
     "run calls",
     "run mappings",
     "run refusals",

@@ -20,7 +20,7 @@ use super::initrd::{self, Attributes, File, PathEntry, PathError};
 use super::memfd::MemoryFile;
 use super::pidfd::Pidfd;
 use super::pipe::PipeEnd;
-use super::proc::{ProcContents, ProcEntry, ProcId, ProcSubject};
+use super::proc::{Pagemap, ProcContents, ProcEntry, ProcId, ProcSubject};
 use super::table::{Filed, Files, Pools};
 use super::userfaultfd::UserfaultFile;
 use crate::chip::console;
@@ -443,6 +443,11 @@ impl OpenFile {
     #[inline(always)]
     pub const fn userfaultfd(&self) -> Option<&UserfaultFile> {
         if let Kind::Userfault(file) = &self.kind { Some(file) } else { None }
+    }
+
+    /// The pages of a space, if it shows those.
+    pub const fn pagemap(&self) -> Option<&Pagemap> {
+        if let Kind::Proc(ProcContents::Pagemap(pages)) = &self.kind { Some(pages) } else { None }
     }
 
     /// The process that it refers to, if it is a pidfd.

@@ -246,6 +246,11 @@ mod target {
     pub struct Pagemap(Option<SpaceHandle>);
 
     impl Pagemap {
+        /// The space, if the process had one.
+        pub const fn space(&self) -> Option<&SpaceHandle> {
+            self.0.as_ref()
+        }
+
         /// As [`ProcContents::read`]. `EFAULT` also after words that were stored, as on Linux.
         #[inline(never)]
         fn read(&self, position: u64, bytes: u64, store: &mut dyn FnMut(&[u8]) -> usize) -> Result<u64, Errno> {
@@ -287,7 +292,7 @@ mod tests {
 
     #[test]
     fn an_order_is_a_number_among_spaces() {
-        for text in ["1", "1\n", " 1", " 1 \n", "\n1", "+1", "01", "1\02", "\t1\r\n", "\x0b1\x0c"] {
+        for text in ["1", "1\n", " 1", " 1 \n", "\n1", "+1", "01", "1\x002", "\t1\r\n", "\x0b1\x0c"] {
             assert_eq!(order(text.as_bytes()), Ok(Some(Aged::All)), "{text:?}");
         }
         assert_eq!(order(b"\xa02"), Ok(Some(Aged::Anonymous)));

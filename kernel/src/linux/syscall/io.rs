@@ -11,7 +11,7 @@ use granule_abi::signal::{SI_USER, SIGXFSZ};
 use granule_arch::addr::{PAGE, VirtAddr};
 
 use super::process::read_path;
-use super::{Answer, MOST_AT_ONCE, Syscall, read_bytes, read_quads, streams, userfault, write_quads};
+use super::{Answer, MOST_AT_ONCE, Syscall, read_bytes, read_quads, scan, streams, userfault, write_quads};
 use crate::chip::console;
 use crate::linux::errno::Errno;
 use crate::linux::file::open::{self, Contents, FileRef, Kind, OpenFile};
@@ -593,9 +593,10 @@ pub(super) fn ioctl(call: &mut Syscall<'_>) -> Answer {
             let left = file.left().ok_or(Errno::ENOTTY)?;
             uaccess::copy_to_user(at, &(left as u32).to_le_bytes())?;
         }
-        command => match file.userfaultfd() {
-            Some(pager) => return userfault::ioctl(pager, call.task.space(), command, at),
-            None => return Err(Errno::ENOTTY),
+        command => match (file.userfaultfd(), file.pagemap()) {
+            (Some(pager), _) => return userfault::ioctl(pager, call.task.space(), command, at),
+            (_, Some(pages)) => return scan::ioctl(call, pages, command, at),
+            (None, None) => return Err(Errno::ENOTTY),
         },
     }
     Ok(0)

@@ -14,6 +14,7 @@ mod pidfd;
 mod poll;
 mod process;
 mod remote;
+mod scan;
 mod signal;
 mod streams;
 mod system;

@@ -94,8 +94,10 @@ impl AreaFlags {
     pub(super) const UFFD_WP: Self = Self(1 << 10);
     /// Its mapping and its protection [stay](super::seal) (Linux: `VM_SEALED`).
     pub(super) const SEALED: Self = Self(1 << 11);
+    /// No pager is asked about such a store: it ends the protection of its page (Linux: `userfaultfd_wp_async`).
+    pub(super) const UFFD_WP_ASYNC: Self = Self(1 << 12);
     /// It is registered with a userfaultfd.
-    pub(super) const REGISTERED: Self = Self::UFFD_MISSING.with(Self::UFFD_WP);
+    pub(super) const REGISTERED: Self = Self::UFFD_MISSING.with(Self::UFFD_WP).with(Self::UFFD_WP_ASYNC);
     /// Advice does not take its pages away.
     pub(super) const KEPT: Self = Self::LOCKED.with(Self::REGISTERS);
     /// All that says how pages are locked.
@@ -126,6 +128,11 @@ impl AreaFlags {
     /// Whether it has one of `others`.
     pub(super) const fn has_any(self, others: Self) -> bool {
         self.0 & others.0 != 0
+    }
+
+    /// Whether a pager is asked about a store to a page that is write-protected.
+    pub(super) const fn asks_about_stores(self) -> bool {
+        self.has_any(Self::UFFD_WP) && !self.has_any(Self::UFFD_WP_ASYNC)
     }
 
     /// With which userfaultfd of its space it is [registered](Self::REGISTERED).

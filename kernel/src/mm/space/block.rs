@@ -65,7 +65,7 @@ pub(super) fn is_block(entry: Descriptor) -> bool {
 }
 
 /// Whether an entry above the last level is the [marker](Space::zap_block) of a block that was zapped.
-fn is_marker(entry: Descriptor) -> bool {
+pub(super) fn is_marker(entry: Descriptor) -> bool {
     entry == uffd_wp_marker()
 }
 
@@ -209,7 +209,7 @@ impl Space {
 
     /// Completes the invalidation of the block at `start`, whose entry is not valid or a table's by now.
     #[inline(never)]
-    fn flush_block(&self, start: VirtAddr) {
+    pub(super) fn flush_block(&self, start: VirtAddr) {
         self.tlb().flush_replaced(self.mmu(), Leaf::block(start));
     }
 

@@ -369,7 +369,8 @@ impl Spaces {
             }
         }
         let mut tried = 0;
-        for frame in unfit {
+        // Not by value: the stack would have them twice.
+        for &frame in &unfit {
             tried += 1;
             let is_tried = found.is_none() && tried <= EMPTIED;
             if is_tried && storage.reserve(self, cpu, frame, self.record(frame)).is_ok() {

@@ -60,6 +60,12 @@ impl StaleRange {
         self.end = self.end.max(end);
     }
 
+    /// Adds `other`.
+    #[inline(always)]
+    pub(super) fn join(&mut self, other: Self) {
+        self.note(other.start, other.end);
+    }
+
     /// The range to invalidate, if any.
     #[inline(always)]
     pub(super) fn range(self) -> Option<PageRange> {

@@ -61,6 +61,7 @@ mod range;
 mod reclaim;
 mod remap;
 mod reserved;
+pub mod scan;
 mod seal;
 mod shmem;
 mod smaps;

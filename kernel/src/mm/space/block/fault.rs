@@ -154,8 +154,14 @@ impl Space {
         }
         let is_write = access == Access::Write;
         if is_write && entry.is_uffd_wp() {
-            if area.flags().has_any(AreaFlags::UFFD_WP) {
+            if area.flags().asks_about_stores() {
                 return FaultOutcome::Userfault;
+            }
+            if area.flags().has_any(AreaFlags::UFFD_WP) {
+                // Only the page that is written loses its mark.
+                drop(locked);
+                self.split_block(found, found.range());
+                return FaultOutcome::Served;
             }
             // The mark of a userfaultfd that no longer exists.
             self.replace_block_entry(found, entry, Descriptor::without_uffd_wp);

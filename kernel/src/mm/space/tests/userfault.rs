@@ -6,6 +6,7 @@ mod waits;
 
 use super::*;
 use crate::mm::counted::Counted;
+use crate::mm::space::scan::{Scan, ScanRequest};
 use crate::mm::space::{Content, Enrolment, FaultError, Features, FillError, Mark, Userfaultfd};
 
 const START: VirtAddr = VirtAddr(0x10_0000_0000);
@@ -28,6 +29,35 @@ fn access(space: &Space, cpu: &Cpu, page: VirtAddr, access: Access) -> Result<()
         }
     }
     panic!("an access of {page} faults for ever");
+}
+
+/// A request for the pages that have all of the categories `required`, which protects them.
+fn wanted(required: u64) -> ScanRequest {
+    ScanRequest {
+        inverted: 0,
+        required,
+        any: 0,
+        returned: u64::MAX,
+        protects: true,
+        is_strict: false,
+        has_regions: true,
+    }
+}
+
+/// The pages that a scan finds of so many, which have all categories of `required`; it protects what was written.
+fn scanned(space: &Space, cpu: &Cpu, (start, pages): (VirtAddr, u64), required: u64) -> Vec<(VirtAddr, u64)> {
+    let mut scan = Scan::new(wanted(required), start, start + pages * PAGE, u64::MAX, u64::MAX);
+    let mut found = Vec::new();
+    while !scan.is_done() {
+        space.scan(cpu, &mut scan).unwrap();
+        for region in scan.regions() {
+            found.extend(
+                (region.start.0..region.end.0).step_by(PAGE as usize).map(|at| (VirtAddr(at), region.categories)),
+            );
+        }
+        assert!(scan.stored());
+    }
+    found
 }
 
 fn store(space: &Space, cpu: &Cpu, page: VirtAddr) -> Result<(), FaultError> {

@@ -74,7 +74,7 @@ pub(in super::super) fn is_missing(area: &Area, page: VirtAddr) -> bool {
 fn reason(area: &Area, page: VirtAddr, seen: LockedEntry<'_>, access: Access) -> Option<Reason> {
     let entry = seen.descriptor();
     if entry.is_valid() {
-        let is_protected = access == Access::Write && entry.is_uffd_wp() && area.flags().has_any(AreaFlags::UFFD_WP);
+        let is_protected = access == Access::Write && entry.is_uffd_wp() && area.flags().asks_about_stores();
         return is_protected.then_some(Reason::WriteProtected);
     }
     let is_empty = matches!(state(entry), EntryState::Empty | EntryState::Marker(Markers::UFFD_WP));
@@ -175,9 +175,10 @@ impl Space {
         page: VirtAddr,
         access: Access,
     ) -> Result<(), FaultError> {
-        let outcome = {
+        let (outcome, asks) = {
             let areas = self.areas.read(page);
             let Some(fault) = self.allowed_fault(cpu, &areas, page, access) else { return Ok(()) };
+            let asks = fault.area.flags().asks_about_stores();
             let entry = Glimpse::at(self.mmu(), fault.cell);
             if entry.is_empty() || !entry.may_be_filled() {
                 return Ok(());
@@ -185,7 +186,7 @@ impl Space {
             if is_missing(fault.area, page) {
                 return Err(FaultError::Userfault);
             }
-            match fault.area.object() {
+            let outcome = match fault.area.object() {
                 Some(object) => fault.object_page(object),
                 None => match self.new_page(cpu, page, fault.area.protection(), access) {
                     Ok(new) => {
@@ -194,12 +195,13 @@ impl Space {
                     }
                     Err(error) => fault.denied(error.into()),
                 },
-            }
+            };
+            (outcome, asks)
         };
         match outcome {
             FaultOutcome::Userfault => Err(FaultError::Userfault),
             FaultOutcome::Failed(denied) => Err(denied.error()),
-            FaultOutcome::Served if access == Access::Write => Err(FaultError::Userfault),
+            FaultOutcome::Served if access == Access::Write && asks => Err(FaultError::Userfault),
             // The retry comes to the marker again: it would go on for ever if what it waits for needed this CPU.
             FaultOutcome::Migrating => {
                 self.common.wait_for_migration();
@@ -217,10 +219,11 @@ impl AllowedFault<'_> {
     #[cold]
     #[inline(never)]
     pub(in super::super) fn write_protected(&self, entry: Descriptor) -> FaultOutcome {
-        if self.area.flags().has_any(AreaFlags::UFFD_WP) {
+        if self.area.flags().asks_about_stores() {
             return FaultOutcome::Userfault;
         }
-        // The mark of a userfaultfd that no longer exists.
+        // No pager is asked, or it is the mark of a userfaultfd that no longer exists. The retry copies the page, or
+        // makes it writable.
         if entry.is_contiguous() {
             self.space.unfold(self.page);
         }

@@ -90,6 +90,8 @@ impl Features {
     pub const WP_UNPOPULATED: u64 = 1 << 13;
     /// Pages may be poisoned.
     pub const POISON: u64 = 1 << 14;
+    /// A store to a page that is write-protected ends that, and is no message. Implies [`Self::WP_UNPOPULATED`].
+    pub const WP_ASYNC: u64 = 1 << 15;
     /// All of them.
     pub const ALL: Self = Self(
         Self::PAGEFAULT_FLAG_WP
@@ -103,7 +105,8 @@ impl Features {
             | Self::EXACT_ADDRESS
             | Self::WP_HUGETLBFS_SHMEM
             | Self::WP_UNPOPULATED
-            | Self::POISON,
+            | Self::POISON
+            | Self::WP_ASYNC,
     );
 
     /// Whether it has all of `bits`.
@@ -230,9 +233,15 @@ pub struct Enrolment {
 }
 
 impl Enrolment {
-    const fn flags(self) -> AreaFlags {
+    /// The flags of an area with this enrolment at a userfaultfd of `features`.
+    const fn flags(self, features: Features) -> AreaFlags {
         let missing = if self.missing { AreaFlags::UFFD_MISSING } else { AreaFlags::NONE };
-        if self.write_protected { missing.with(AreaFlags::UFFD_WP) } else { missing }
+        let protected = match self.write_protected {
+            true if features.has(Features::WP_ASYNC) => AreaFlags::UFFD_WP.with(AreaFlags::UFFD_WP_ASYNC),
+            true => AreaFlags::UFFD_WP,
+            false => AreaFlags::NONE,
+        };
+        missing.with(protected)
     }
 }
 
@@ -334,7 +343,9 @@ impl Userfaultfd {
         if !Features::ALL.has(features.0) {
             return Err(UserfaultError::Invalid);
         }
-        let agreed = self.features.compare_exchange(0, features.0 | AGREED, Ordering::Relaxed, Ordering::Relaxed);
+        let implied = if features.has(Features::WP_ASYNC) { Features::WP_UNPOPULATED } else { 0 };
+        let features = features.0 | implied;
+        let agreed = self.features.compare_exchange(0, features | AGREED, Ordering::Relaxed, Ordering::Relaxed);
         agreed.map(drop).map_err(|_| UserfaultError::Invalid)
     }
 
@@ -382,7 +393,7 @@ impl Userfaultfd {
         let space = this.living_space().map_err(|_| UserfaultError::OutOfMemory)?;
         let number = space.userfaultfds.number_of(this)?;
         space.note_userfaultfds();
-        space.change_registration(cpu, range, number, Registration::Begin(enrolment.flags()))
+        space.change_registration(cpu, range, number, Registration::Begin(enrolment.flags(this.features())))
     }
 
     /// Ends the registration of what the `bytes` bytes from `start` on have of it. The threads that wait for a page

@@ -7,7 +7,7 @@
 //!
 //! | | a leaf | empty | migration entry | marker | guard, poison |
 //! |---|---|---|---|---|---|
-//! | set | the mark, read-only | a marker, where the area has them | the mark | stays | stays |
+//! | set | the mark, read-only | a marker, where the area has them | the mark | stays | stays; marked by a scan |
 //! | clear | no mark | – | no mark | empty | stays |
 
 use granule_arch::addr::VirtAddr;
@@ -38,6 +38,8 @@ pub(in super::super) struct Marking<'a> {
     pub(in super::super) mark: Mark,
     /// Whether empty entries get markers.
     installs: bool,
+    /// Whether guards and poison are marked too.
+    guards: bool,
 }
 
 impl Userfaultfd {
@@ -91,7 +93,7 @@ impl Userfaultfd {
         let change = Range::new(Event::ProtectionPage, range.start(), range.end());
         // Where a subscriber has just joined, the areas are locked by the count.
         let Some(_change) = space.notifiers.try_start(areas.may_sleep(), change) else { return Ok(false) };
-        space.mark_cells(&found, Marking { area, mark, installs });
+        space.mark_cells(&found, Marking { area, mark, installs, guards: false });
         Ok(true)
     }
 
@@ -124,7 +126,7 @@ impl Space {
         installs: bool,
     ) -> Result<(), OutOfMemory> {
         let _change = self.notifiers.start(Range::new(Event::ProtectionPage, range.start(), range.end()));
-        let marking = Marking { area, mark, installs };
+        let marking = Marking { area, mark, installs, guards: false };
         if !installs {
             let mut walk = self.page_tables().walk_cells(range);
             while let Some(found) = walk.next_cells(|at| {
@@ -160,25 +162,42 @@ impl Space {
     }
 
     /// Marks entries of one table, and completes the invalidation.
-    fn mark_cells(&self, found: &TableCells<'_>, marking: Marking<'_>) {
-        let mmu = self.mmu();
+    pub(in super::super) fn mark_cells(&self, found: &TableCells<'_>, marking: Marking<'_>) {
         let locked = self.lock_table(found.table);
+        let stale = self.mark_locked(&locked, found, marking);
+        self.flush_marked(stale);
+    }
+
+    /// Completes the invalidation of entries that were marked. Their table is locked still.
+    #[inline(always)]
+    pub(in super::super) fn flush_marked(&self, stale: StaleRange) {
+        if let Some(stale) = stale.invalidation(None) {
+            self.tlb().flush_freed(self.mmu(), &stale);
+        }
+    }
+
+    /// Marks entries of one table, which is `locked`; returns what TLBs may have of them.
+    #[inline(always)]
+    pub(in super::super) fn mark_locked(
+        &self,
+        locked: &TableGuard<'_>,
+        found: &TableCells<'_>,
+        marking: Marking<'_>,
+    ) -> StaleRange {
+        let mmu = self.mmu();
         let survey = mmu.survey(found.cells);
         if survey.any == Descriptor::EMPTY.0 {
             if marking.installs {
                 note_all_used(self.common.record(found.table), bits_of(found));
                 mmu.fill(found.cells, uffd_wp_marker(), 0);
             }
-            return;
+            return StaleRange::NONE;
         }
         // Nearly always they differ in their addresses only.
         let alike = survey.common(!bits::ADDRESS).map(Descriptor);
-        let stale = match alike.filter(|&from| is_alike(from) && from.is_valid()) {
+        match alike.filter(|&from| is_alike(from) && from.is_valid()) {
             Some(from) => self.mark_alike(found, from, marking),
-            None => self.mark_each(&locked, found, marking),
-        };
-        if let Some(stale) = stale.invalidation(None) {
-            self.tlb().flush_freed(mmu, &stale);
+            None => self.mark_each(locked, found, marking),
         }
     }
 
@@ -260,7 +279,12 @@ impl Space {
     }
 }
 
-impl Marking<'_> {
+impl<'a> Marking<'a> {
+    /// A scan protects all that it has seen, also guards.
+    pub(in super::super) const fn of_scan(area: &'a Area) -> Self {
+        Self { area, mark: Mark::Set, installs: true, guards: true }
+    }
+
     /// Whether the area permits stores.
     fn permits_stores(self) -> bool {
         self.area.protection().contains(Protection::WRITE)
@@ -272,6 +296,7 @@ impl Marking<'_> {
         match state(entry) {
             EntryState::Migration => entry.uffd_wp(),
             EntryState::Empty if self.installs => uffd_wp_marker(),
+            EntryState::Marker(markers) if self.guards => Descriptor::from(markers.and(Markers::UFFD_WP)),
             EntryState::Stale if self.installs && !has_marker(stale_markers(entry)) => {
                 Descriptor::from(stale_markers(entry).and(Markers::UFFD_WP))
             }

@@ -6,6 +6,7 @@ use super::*;
 use crate::mm::kernel::record::note_step;
 use crate::mm::space::mlock::Passed;
 use crate::mm::space::pagemap::{GUARD, UFFD_WP};
+use crate::mm::space::scan::{Scan, ScanRequest, WRITTEN};
 use crate::mm::space::{
     Aged, AreaAdvice, Content, Discard, Move, Patience, Remap, SizeChoice, SpaceError, SpaceLimits, Used,
 };
@@ -94,6 +95,26 @@ fn advise(world: &World, space: &Space, cpu: &Cpu, advice: AreaAdvice) -> Answer
 fn pager(world: &World, call: impl FnOnce(&Counted<Userfaultfd>) -> Answer) -> Answer {
     let file = world.pager.lock().unwrap().clone();
     file.map_or_else(|| "no pager".into(), |file| call(&file.0))
+}
+
+/// Protects what was written. Whether a page was is not compared: a store ends the protection before it is made.
+fn scan(space: &Space, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Answer {
+    let request = ScanRequest {
+        inverted: 0,
+        required: WRITTEN,
+        any: 0,
+        returned: 0,
+        protects: true,
+        is_strict: false,
+        has_regions: true,
+    };
+    let mut scan = Scan::new(request, start, start + bytes, u64::MAX, u64::MAX);
+    let mut answer = Ok(());
+    while answer.is_ok() && !scan.is_done() {
+        answer = space.scan(cpu, &mut scan);
+        scan.stored();
+    }
+    said(answer)
 }
 
 fn file(world: &World, call: impl FnOnce(&Object) -> Answer) -> Answer {
@@ -287,6 +308,8 @@ pub(super) const CALLS: &[Call] = &[
     call("UFFDIO_WRITEPROTECT, ended", |w, space, cpu, _| {
         pager(w, |pager| said(pager.write_protect(cpu, Some(space), START, w.bytes(), Mark::Clear)))
     }),
+    call("PAGEMAP_SCAN", |_, space, cpu, at| scan(space, cpu, at, PAGE)),
+    call("PAGEMAP_SCAN of all", |w, space, cpu, _| scan(space, cpu, START, w.bytes())),
     call("UFFDIO_WAKE", |w, _, _, _| pager(w, |pager| said(pager.wake(START, w.bytes())))),
     outside("userfaultfd is closed", |w, _| {
         let file = w.pager.lock().unwrap().take();

@@ -52,11 +52,14 @@ const BOTH: Enrolment = Enrolment { missing: true, write_protected: true };
 const MISSING: Enrolment = Enrolment { missing: true, write_protected: false };
 const PROTECTED: Enrolment = Enrolment { missing: false, write_protected: true };
 const WITHOUT_EVENTS: u64 = Features::ALL.0
-    & !(Features::SIGBUS
+    & !(Features::WP_ASYNC
+        | Features::SIGBUS
         | Features::EVENT_FORK
         | Features::EVENT_REMAP
         | Features::EVENT_REMOVE
         | Features::EVENT_UNMAP);
+/// A store ends the protection of its page.
+const TRACKED: u64 = WITHOUT_EVENTS | Features::WP_ASYNC;
 
 const fn kind(name: &'static str, sharing: Sharing, of: Of, by: By) -> Kind {
     Kind { name, sharing, of, by, is_forked: false, served: None, then: None, branches: &[] }
@@ -83,6 +86,7 @@ pub(super) const KINDS: &[Kind] = &[
     Kind { name: "missing", served: Some((WITHOUT_EVENTS, MISSING)), is_forked: true, ..PRIVATE },
     Kind { name: "protected", served: Some((WITHOUT_EVENTS, PROTECTED)), is_forked: true, ..PRIVATE },
     Kind { name: "protected_file", served: Some((WITHOUT_EVENTS, BOTH)), ..FILE },
+    Kind { name: "tracked", served: Some((TRACKED, PROTECTED)), is_forked: true, ..PRIVATE },
     Kind { name: "sigbus", served: Some((WITHOUT_EVENTS | Features::SIGBUS, BOTH)), is_forked: true, ..PRIVATE },
     GROUPS,
     Kind { name: "groups_live", branches: LIVE, ..GROUPS },
@@ -94,6 +98,7 @@ pub(super) const KINDS: &[Kind] = &[
     Kind { name: "blocks_shared", by: By::Blocks, ..FILE },
     Kind { name: "blocks_shared_live", by: By::Blocks, branches: LIVE, ..FILE },
     Kind { name: "blocks_protected", served: Some((WITHOUT_EVENTS, PROTECTED)), ..BLOCKS },
+    Kind { name: "blocks_tracked", served: Some((TRACKED, PROTECTED)), ..BLOCKS },
 ];
 
 impl Kind {

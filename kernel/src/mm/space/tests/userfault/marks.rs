@@ -1,5 +1,6 @@
 //! Marks and markers: what keeps them, what takes them away, and what they cost.
 
+use std::sync::{Arc, Mutex};
 use std::vec;
 
 use granule_arch::alternative::host;
@@ -11,6 +12,7 @@ use crate::lab;
 use crate::mm::kernel::record::record;
 use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE};
 use crate::mm::space::entry::uffd_wp_marker;
+use crate::mm::space::scan::{PRESENT, Scan, WRITTEN};
 use crate::mm::space::{AreaAdvice, MappedFile, Object, Seals, Terms, Used, WriteAt};
 
 const BLOCK_PAGES: u64 = BLOCK_FRAMES as u64;
@@ -408,6 +410,116 @@ fn a_store_is_reported_whichever_way_the_mark_meets_a_fault() {
             }
         }
         assert!(moments > 16, "{moments} moments");
+    });
+}
+
+/// A store that no pager is asked about and a scan, at each moment of each other: the scan finds the store, or the next
+/// one does.
+#[test]
+fn a_store_is_found_by_the_scan_that_it_meets_or_by_the_next() {
+    host::with(&[], || {
+        let mut moments = 0;
+        for (is_there, by_blocks) in [(true, false), (false, false), (true, true)] {
+            let rig = rig(16);
+            for (required, is_scan_first) in [(WRITTEN, false), (0, false), (WRITTEN, true), (0, true)] {
+                for nth in 0.. {
+                    let pages = if by_blocks { BLOCK_PAGES } else { 2 };
+                    let stage = Stage::new(rig, None, Sharing::Private, pages, Features::WP_ASYNC);
+                    if by_blocks {
+                        stage.space.madvise_areas(&rig.cpu, START, BLOCK_SIZE, AreaAdvice::HugePage).unwrap();
+                    }
+                    if is_there {
+                        assert_eq!(stage.store(0), Ok(()));
+                    }
+                    stage.mark(0, pages, Mark::Set);
+                    let found = Arc::new(Mutex::new(Vec::new()));
+                    let scan = |space: SpaceRef, found: &Arc<Mutex<Vec<_>>>| {
+                        let found = found.clone();
+                        move |cpu: &Cpu| found.lock().unwrap().extend(scanned(&space, cpu, (START, pages), required))
+                    };
+                    let (scan, space) = (scan(stage.space.clone(), &found), stage.space.clone());
+                    let write = move |cpu: &Cpu| assert_eq!(store(&space, cpu, START), Ok(()));
+                    let met = match is_scan_first {
+                        true => meet(&[&stage.space], START, move || scan(&rig.cpu), write, nth),
+                        false => meet(&[&stage.space], START, move || write(&rig.cpu), scan, nth),
+                    };
+                    if met {
+                        found.lock().unwrap().extend(scanned(&stage.space, &rig.cpu, (START, pages), WRITTEN));
+                        let found = found.lock().unwrap();
+                        let stored: Vec<_> = found.iter().filter(|(_, found)| found & WRITTEN != 0).collect();
+                        assert!(stored.iter().any(|(page, _)| *page == START), "moment {nth}: {found:?}");
+                        assert!(stored.iter().all(|(page, _)| *page == START), "moment {nth}: {found:?}");
+                    }
+                    stage.end();
+                    moments += 1;
+                    if !met {
+                        break;
+                    }
+                }
+            }
+        }
+        assert!(moments > 60, "{moments} moments");
+    });
+}
+
+#[test]
+fn a_scan_protects_what_it_finds_written_and_no_more_by_one_invalidation() {
+    host::with(&[], || {
+        let stage = Stage::new(rig(2), None, Sharing::Private, 40, Features::WP_ASYNC);
+        // Pages that follow one another, and others.
+        let pages = || (0..8).chain((9..40).step_by(3));
+        pages().for_each(|page| assert_eq!(stage.store(page), Ok(())));
+        let scan = |stage: &Stage, pages, required| {
+            let mut found = 0;
+            let stream = record(|| found = scanned(&stage.space, &stage.rig.cpu, (START, pages), required).len());
+            (found, stream.iter().filter(|operation| matches!(operation, Operation::DsbIsh)).count())
+        };
+        let stored = pages().count();
+        assert_eq!(scan(&stage, 40, PRESENT | WRITTEN), (stored, 1));
+        assert_eq!(scan(&stage, 40, PRESENT | WRITTEN), (0, 0));
+        assert_eq!(scan(&stage, 40, WRITTEN), (40 - stored, 0), "the others were not protected, and markers need none");
+        assert_eq!(scan(&stage, 40, WRITTEN), (0, 0));
+        assert_eq!(stage.store(3), Ok(()));
+        assert_eq!(scan(&stage, 40, WRITTEN), (1, 1));
+        stage.end();
+        let stage = Stage::new(rig(16), None, Sharing::Private, BLOCK_PAGES, Features::WP_ASYNC);
+        stage.space.madvise_areas(&stage.rig.cpu, START, BLOCK_SIZE, AreaAdvice::HugePage).unwrap();
+        assert_eq!(stage.store(3), Ok(()));
+        assert_eq!([0, 1].map(|_| scan(&stage, BLOCK_PAGES, WRITTEN)), [(BLOCK_FRAMES, 1), (0, 0)]);
+        assert!(stage.space.block_entry(START).is_some());
+        stage.end();
+    });
+}
+
+#[test]
+fn a_scan_protects_no_more_than_it_has_room_for() {
+    host::with(&[], || {
+        let stage = Stage::new(rig(2), None, Sharing::Private, 10, Features::WP_ASYNC);
+        (0..3).chain(5..8).for_each(|page| assert_eq!(stage.store(page), Ok(())));
+        let full = |next, regions| (START + next * PAGE, true, false, regions);
+        for (most_pages, room, expected) in [
+            (2, u64::MAX, full(2, vec![(0, 2)])),
+            (u64::MAX, 1, full(5, vec![(2, 3)])),
+            (u64::MAX, 1, (START + 10 * PAGE, false, false, vec![(5, 8)])),
+        ] {
+            let mut scan = Scan::new(wanted(PRESENT | WRITTEN), START, START + 10 * PAGE, most_pages, room);
+            stage.space.scan(&stage.rig.cpu, &mut scan).unwrap();
+            let page = |at: VirtAddr| (at - START) / PAGE;
+            let regions = scan.regions().iter().map(|region| (page(region.start), page(region.end))).collect();
+            assert_eq!((scan.next(), scan.is_full(), scan.stored(), regions), expected);
+        }
+        stage.end();
+        // A block that is not wanted is passed alone.
+        let stage = Stage::new(rig(16), None, Sharing::Private, 2 * BLOCK_PAGES, Features::WP_ASYNC);
+        stage.space.madvise_areas(&stage.rig.cpu, START, 2 * BLOCK_SIZE, AreaAdvice::HugePage).unwrap();
+        for page in [0, BLOCK_PAGES] {
+            assert_eq!(stage.store(page), Ok(()));
+        }
+        let found = || scanned(&stage.space, &stage.rig.cpu, (START, 2 * BLOCK_PAGES), WRITTEN);
+        assert_eq!(found().len(), 2 * BLOCK_FRAMES);
+        assert_eq!(stage.store(BLOCK_PAGES + 3), Ok(()));
+        assert_eq!(found().iter().map(|(page, _)| *page).collect::<vec::Vec<_>>(), [START + BLOCK_SIZE + 3 * PAGE]);
+        stage.end();
     });
 }
 

@@ -15,6 +15,7 @@ use granule_arch::alternative::host;
 use super::*;
 use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE};
 use crate::mm::space::pagemap::UFFD_WP;
+use crate::mm::space::scan::WRITTEN;
 use crate::mm::space::{
     AreaAdvice, MappedFile, Message, Move, Object, ReadError, Remap, Seals, SpaceError, SpaceLimits, Terms, Used,
     UserfaultError,
@@ -179,6 +180,9 @@ impl Range {
 /// The features that a pager may have here.
 fn features(random: &mut Random) -> Features {
     let mut features = Features::POISON | Features::WP_HUGETLBFS_SHMEM | Features::MISSING_SHMEM;
+    if random.next(3) == 0 {
+        features |= Features::WP_ASYNC | Features::WP_UNPOPULATED;
+    }
     for (feature, one_in) in [
         (Features::WP_UNPOPULATED, 2),
         (Features::EVENT_FORK, 3),
@@ -263,7 +267,7 @@ impl World {
         if known.poison {
             return Err(FaultError::Poisoned);
         }
-        let is_reported = is_write && known.mark;
+        let is_reported = is_write && known.mark && !self.is_async();
         if !self.is_present(space, page) {
             let object = known.kind.object().map(|object| &self.objects[object]);
             let is_inside = object.is_none_or(|object| object.has_inside(known.of_object));
@@ -278,11 +282,43 @@ impl World {
         if is_reported { Err(FaultError::Userfault) } else { Ok(()) }
     }
 
+    /// Whether a store ends the protection of its page.
+    fn is_async(&self) -> bool {
+        self.features.0 & Features::WP_ASYNC != 0
+    }
+
     #[track_caller]
-    fn check_access(&self, space: &Space, pages: &Pages, page: u64, access: Access) {
+    fn check_access(&self, space: &Space, pages: &mut Pages, page: u64, access: Access) {
         let expected = self.expected(space, pages, page, access);
         let found = super::access(space, &self.rig.cpu, VirtAddr(page), access);
         assert_eq!(found, expected, "{access:?} at {page:#x}: {:?}", pages.get(&page));
+        if let (Access::Write, Ok(()), Some(known)) = (access, found, pages.get_mut(&page)) {
+            known.mark = false;
+        }
+    }
+
+    /// As [`Self::check_access`], of the space itself.
+    #[track_caller]
+    fn check_own_access(&mut self, page: u64, access: Access) {
+        let mut pages = core::mem::take(&mut self.pages);
+        self.check_access(&self.space, &mut pages, page, access);
+        self.pages = pages;
+    }
+
+    /// Finds the pages that were written, and protects them.
+    fn scan(&mut self, range: Range) {
+        let mut wanted = Vec::new();
+        for page in range.each() {
+            if let Some(known) = self.pages.get_mut(&page).filter(|known| known.write_protected)
+                && self.features.0 & Features::WP_ASYNC != 0
+            {
+                wanted.push((page, if known.mark { 0 } else { WRITTEN }));
+                known.mark = true;
+            }
+        }
+        let found = scanned(&self.space, &self.rig.cpu, (range.start, range.pages), 0);
+        let found: Vec<_> = found.iter().map(|(page, categories)| (page.0, categories & WRITTEN)).collect();
+        assert_eq!(found, wanted);
     }
 
     /// Compares the marks of a window.
@@ -297,7 +333,7 @@ impl World {
             let known = pages.get(&page);
             let is_marked = word & UFFD_WP != 0;
             assert_eq!(is_marked, known.is_some_and(|known| known.mark), "{page:#x}: {word:#x}, {known:?}");
-            let is_poison = word >> 62 == 1 && word >> 5 & 7 == 2;
+            let is_poison = word >> 62 == 1 && word >> 5 & 2 != 0;
             assert_eq!(is_poison, known.is_some_and(|known| known.poison), "{page:#x}: {word:#x}, {known:?}");
         }
     }
@@ -369,7 +405,8 @@ impl World {
             }
             expected = Ok(());
             let has_markers = known.kind.object().is_some() || self.features.0 & Features::WP_UNPOPULATED != 0;
-            let is_marked = mark == Mark::Set && !known.poison && (has_markers || self.is_present(&self.space, page));
+            let takes_mark = !known.poison && (has_markers || self.is_present(&self.space, page));
+            let is_marked = mark == Mark::Set && (takes_mark || known.mark);
             marked.push((page, is_marked));
         }
         assert_eq!(self.pager.write_protect(&self.rig.cpu, None, range.start, range.bytes(), mark), expected);
@@ -513,8 +550,8 @@ impl World {
         (0..WINDOWS.len()).for_each(|window| self.check_marks(&child, &pages, window));
         for page in range.each().take(8) {
             let access = self.random.one_of(&[Access::Read, Access::Write]);
-            self.check_access(&child, &pages, page, access);
-            self.check_access(&self.space, &self.pages, page, access);
+            self.check_access(&child, &mut pages, page, access);
+            self.check_own_access(page, access);
         }
         self.check_marks(&child, &pages, range.window);
         let is_dropped_first = self.random.next(2) == 0;
@@ -567,12 +604,13 @@ impl World {
         let mut call = self.random.next(100);
         if self.has_blocks() && self.random.next(2) == 0 {
             // Calls that bring a block, and have it leave a marker.
-            call = self.random.one_of(&[0, 8, 8, 26, 34, 34, 51, 59, 99, 99]);
+            call = self.random.one_of(&[0, 8, 15, 15, 26, 34, 34, 51, 59, 99, 99]);
         }
         (self.last.step, self.last.call, self.last.range) = (self.last.step + 1, call, range);
         match call {
             0..8 => self.register(range),
-            8..26 => self.write_protect(range, Mark::Set),
+            8..15 => self.scan(range),
+            15..26 => self.write_protect(range, Mark::Set),
             26..34 => self.write_protect(range, Mark::Clear),
             34..42 => self.discard(range),
             42..49 => self.protect(range),
@@ -601,7 +639,7 @@ impl World {
             _ => {
                 for page in range.each().take(4) {
                     let access = self.random.one_of(&[Access::Read, Access::Write, Access::Write]);
-                    self.check_access(&self.space, &self.pages, page, access);
+                    self.check_own_access(page, access);
                 }
             }
         }
