@@ -66,10 +66,11 @@ fn lines_that_move_between_cpus_are_counted() {
     let [alone, two] = [1, 2].map(|cpus| scale.measure(Part::Kernel, cpus).unwrap());
     for row in ROWS.iter().filter(|row| row.part == Part::Kernel) {
         assert_eq!(row.cost(&alone), Some(0.0), "{}", row.name);
-        // The command queue is one. Areas are each CPU's own, but where one purge frees more frames than its magazine holds.
+        // The command queue is one. Areas are each CPU's own, but where one purge frees more frames than its magazine
+        // holds, in which call depends on the image's size: a line that each call moved would be one for each.
         let cost = row.cost(&two).unwrap();
         match row.name {
-            "scale/vmalloc/own" | "scale/vfree/own" => assert!((0.0..0.5).contains(&cost), "{}: {cost}", row.name),
+            "scale/vmalloc/own" | "scale/vfree/own" => assert!((0.0..1.0).contains(&cost), "{}: {cost}", row.name),
             name => assert_eq!(cost > 0.0, name.contains("smmu"), "{name}"),
         }
     }
