@@ -55,7 +55,7 @@ pub(super) fn ioctl(call: &Syscall<'_>, of: &Pagemap, command: u32, at: VirtAddr
     }
     let arg = read_quads(at)?;
     let (mut scan, end, mut to) = begin(&arg)?;
-    let (mut found, mut walk_end) = (0, end);
+    let (mut found, mut walk_end, start) = (0, end, scan.next());
     let done = loop {
         // A space that has ended has nothing.
         let Some(space) = of.space().and_then(SpaceHandle::upgrade).filter(|_| !scan.is_done()) else { break Ok(()) };
@@ -80,6 +80,10 @@ pub(super) fn ioctl(call: &Syscall<'_>, of: &Pagemap, command: u32, at: VirtAddr
             break Ok(());
         }
     };
+    if scan.next() != start {
+        // The missing frames are not this call's any more: made again, it would find what it has protected not written.
+        call.thread.take_shortage();
+    }
     write_quads(VirtAddr(at.0.wrapping_add(WALK_END)), [walk_end.0])?;
     done.map(|()| found)
 }
