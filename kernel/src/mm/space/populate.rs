@@ -272,16 +272,11 @@ impl Space {
                 done = end;
                 relax();
             } else {
-                let is_killed = match patience {
-                    Patience::WithPager(is_killed) => {
-                        self.fault_in_kernel(cpu, at, access)?;
-                        is_killed
-                    }
-                    Patience::WithoutPager(is_killed) => {
-                        handle_fault(self, cpu, at, access)?;
-                        is_killed
-                    }
+                let (is_killed, served) = match patience {
+                    Patience::WithPager(is_killed) => (is_killed, self.fault_in_kernel(cpu, at, access)),
+                    Patience::WithoutPager(is_killed) => (is_killed, handle_fault(self, cpu, at, access)),
                 };
+                served?;
                 // A page may have to wait for tag storage, or for a pager, again and again.
                 if is_killed() {
                     return Err(FaultError::Unusable);

@@ -209,11 +209,11 @@ impl Space {
     #[inline(never)]
     fn scan_area(&self, cpu: &Cpu, area: &Area, range: PageRange, scan: &mut Scan) -> Result<(), ScanError> {
         let request = scan.request;
-        let is_allowed = area.flags().has_any(AreaFlags::UFFD_WP_ASYNC);
+        let of_area = categories_of(area);
+        let is_allowed = of_area != 0;
         if !is_allowed && request.is_strict {
             return Err(ScanError::NotPermitted);
         }
-        let of_area = if is_allowed { WP_ALLOWED } else { 0 };
         let is_wanted = (of_area ^ request.inverted) & request.required & WP_ALLOWED == request.required & WP_ALLOWED;
         if !is_allowed && request.protects || area.is_of_device() || !is_wanted {
             scan.next = range.end();
@@ -240,9 +240,9 @@ impl Space {
 
     /// Scans addresses up to `end` where no table was. One that is to be protected is linked: it is scanned then.
     fn scan_hole(&self, cpu: &Cpu, area: &Area, end: VirtAddr, scan: &mut Scan) -> Result<(), OutOfMemory> {
-        let categories = match area.flags().has_any(AreaFlags::UFFD_WP_ASYNC) {
-            true => WP_ALLOWED | WRITTEN,
-            false => 0,
+        let categories = match categories_of(area) {
+            0 => 0,
+            of_area => of_area | WRITTEN,
         };
         if !scan.wants(categories) {
             scan.next = end;
@@ -335,7 +335,6 @@ impl Space {
     /// The categories of a page with this entry, of the form that a page has. The table's lock is held.
     #[inline(always)]
     fn categories(&self, area: &Area, entry: Descriptor) -> u64 {
-        let of_area = if area.flags().has_any(AreaFlags::UFFD_WP_ASYNC) { WP_ALLOWED } else { 0 };
         let written = if entry.is_uffd_wp_in_any_form() { 0 } else { WRITTEN };
         let found = match state(entry) {
             EntryState::Page | EntryState::Inaccessible if entry.is_special() => PRESENT | ZEROS,
@@ -346,8 +345,14 @@ impl Space {
             EntryState::Stale => non_present(rest_of_stale(entry)),
             EntryState::Empty | EntryState::Damaged => 0,
         };
-        of_area | written | found
+        categories_of(area) | written | found
     }
+}
+
+/// The categories that all pages of an area have.
+#[inline(always)]
+fn categories_of(area: &Area) -> u64 {
+    if area.flags().has_any(AreaFlags::UFFD_WP_ASYNC) { WP_ALLOWED } else { 0 }
 }
 
 /// The categories of an entry without a page.
