@@ -26,7 +26,7 @@ const FIXED: u64 = MREMAP_MAYMOVE | MREMAP_FIXED;
 const KEEP: u64 = MREMAP_MAYMOVE | MREMAP_DONTUNMAP;
 /// Where the count is: far from all that the calls are given, which powers of two are among.
 const COUNT: u64 = 0x2345_6789_a000;
-/// Where the pages are that are to be handled as the calls like: far from all else, which calls that begin there reach.
+/// Where the pages are that are to be handled as the calls like: calls that begin there, and are long, reach nothing else.
 const HANDED: u64 = 0x3456_789a_b000;
 /// A child that makes none of the calls for so many looks, a millisecond apart, waits for something that never comes, or
 /// has changed the count.
