@@ -291,7 +291,8 @@ fn a_device_whose_page_cannot_have_its_storage_gets_it_elsewhere(t: &mut Test) {
     let (before, frame) = (storage.stats(), pages.frame());
     let pin = Pin::new(pages.other_frame());
     let tries = rig.device_store(smmu::START, DELIVERED);
-    // The first attempt faults. An attempt may be several faults, so it is not known how many there are.
+    // The first attempt faults. A thread that serves devices counts the replays of all pages together, also of those that
+    // the other one has served, so it may move this page after fewer attempts.
     t.check("the device's fault was replayed, and served", tries.is_ok_and(|tries| tries > 1));
     t.equal("it has arrived", rig.load(smmu::START), DELIVERED);
     t.check("the page has moved", rig.entry(smmu::START).is_valid() && pages.frame() != frame);
