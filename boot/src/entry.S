@@ -382,7 +382,8 @@ build_tables:
 // Clobbers x0 to x3 and x24.
 configure_el1:
     msr     spsel, #1
-    msr     cpacr_el1, xzr                  // floating point, SVE and SME trap: the kernel has none
+    constant x0, {CPACR_EL1}
+    msr     cpacr_el1, x0
     msr     contextidr_el1, xzr
     msr     tpidr_el0, xzr
     msr     tpidrro_el0, xzr

@@ -55,6 +55,10 @@ const CPTR_EL2: u64 = 0x33ff;
 /// CPTR_EL2, E2H = 1: laid out as CPACR_EL1. Floating point is not trapped, SVE and SME are.
 const CPTR_EL2_VHE: u64 = CPACR_EL1::FPEN::TrapNothing.value;
 
+/// CPACR_EL1: floating point traps at EL0 alone, since the kernel moves a program's registers; SVE and SME trap. The ISB
+/// after the MMU is on synchronizes it.
+const CPACR: u64 = CPACR_EL1::FPEN::TrapEl0.value;
+
 /// CNTHCTL_EL2, E2H = 0: EL1 may use the physical counter and timer.
 const CNTHCTL: u64 = CNTHCTL_EL2::EL1PCEN::SET.value | CNTHCTL_EL2::EL1PCTEN::SET.value;
 /// CNTHCTL_EL2, E2H = 1: the same two bits are ten higher, above those for EL0.
@@ -136,6 +140,7 @@ core::arch::global_asm!(
     HCRX_SCTLR2EN = const HCRX_EL2_SCTLR2EN,
     CPTR_EL2 = const CPTR_EL2,
     CPTR_EL2_VHE = const CPTR_EL2_VHE,
+    CPACR_EL1 = const CPACR,
     CNTHCTL_EL2 = const CNTHCTL,
     CNTHCTL_EL2_VHE = const CNTHCTL_VHE,
     MDCR_E2PB_EL1 = const 0b11 << 12,

@@ -170,6 +170,19 @@ fn leaves_that_must_not_become_blocks_become_groups() {
     }
 }
 
+#[test]
+fn entries_before_a_range_that_begins_inside_a_table_stay() {
+    for handshake in [Handshake::Marks, Handshake::Stopped] {
+        let machine = HostMachine::<Granule4K>::new(8);
+        let whole = range(BASE, 2 * MIB);
+        map(&machine, whole, 0, RODATA, Shape::PAGES).unwrap();
+        let rest = range(BASE + 192 * KIB, 2 * MIB - 192 * KIB);
+        let done = collapse(&machine, Collapse { never_blocks: bits::RDONLY, handshake, ..all_of(rest) });
+        assert_eq!((done.blocks, done.groups), ([0; 4], [0, 0, 0, 1]), "{handshake:?}");
+        assert_eq!(leaf_sizes(&machine, whole), [(4 * KIB, 48), (64 * KIB, 29)], "{handshake:?}");
+    }
+}
+
 /// A change of the pages before they are to be collapsed.
 type Preparation = fn(&HostMachine, PageRange);
 

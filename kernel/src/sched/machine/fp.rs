@@ -1,6 +1,6 @@
 //! The registers of floating point and SIMD, which are EL0's alone: the kernel is compiled without them.
 //!
-//! A thread has none until its first use, which traps (CPACR_EL1.FPEN). From then on they are saved when
+//! A thread has none until its first use, which traps (CPACR_EL1.FPEN, as `boot` sets it on each CPU). From then on they are saved when
 //! it leaves the CPU and loaded when it comes, unless they are still in the registers of this CPU. SVE and SME stay
 //! trapped; what uses them gets what any undefined instruction gets.
 
@@ -12,7 +12,7 @@ use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 
 use aarch64_cpu::registers::{CPACR_EL1, Writeable as _};
-use granule_arch::{barrier, interrupts};
+use granule_arch::interrupts;
 
 use super::thread::{Thread, current};
 use crate::sched::fp_state::FpState;
@@ -98,12 +98,6 @@ fn set_access(access: FpAccess) {
         FpAccess::Open => CPACR_EL1::FPEN::TrapNothing,
     });
     // EL0 sees it at the exception return.
-}
-
-/// Lets the kernel move the registers on this CPU.
-pub(super) fn init_cpu() {
-    set_access(FpAccess::Trapped);
-    barrier::isb();
 }
 
 impl FpArea {

@@ -7,9 +7,9 @@ use granule_arch::interrupts;
 use spin::Once;
 
 use super::queue::{self, NEVER, PerCpu, RunQueue};
+use super::switch;
 use super::thread::{Thread, note_shortage};
 use super::timeout::Timeouts;
-use super::{fp, switch};
 use crate::chip::timer;
 use crate::mm::OutOfMemory;
 use crate::mm::frame::FrameAllocator;
@@ -104,7 +104,6 @@ fn idle_thread(cpu: &Cpu) -> &'static Thread {
 /// its idle thread.
 pub fn init_cpu(cpu: &'static Cpu) {
     cpu.sched().no_tables.store(switch::tables_register(), Ordering::Relaxed);
-    fp::init_cpu();
     if cpu.sched().current.load(Ordering::Relaxed).is_null() {
         let thread = idle_thread(cpu);
         thread.stack_top.set(cpu.trap().stack_top());
