@@ -18,8 +18,6 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use super::Options;
 use super::took::Took;
 
-/// As many as share a small host without one starving another's time limits.
-const AT_ONCE: usize = 2;
 /// Memory that jobs which run together may take, in MiB; one alone may take more.
 const MEMORY_MIB: u64 = 3 << 10;
 
@@ -66,7 +64,8 @@ impl Jobs {
 
     /// Runs them in the background.
     pub fn start(&self) {
-        for _ in 0..AT_ONCE {
+        // One more than there are CPUs, since a machine that boots or waits leaves its CPU to others. Limits are of CPU time.
+        for _ in 0..=std::thread::available_parallelism().map_or(1, usize::from) {
             let jobs = self.clone();
             std::thread::spawn(move || jobs.run());
         }
