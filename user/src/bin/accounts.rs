@@ -563,8 +563,12 @@ fn orders(room: &mut [u8]) {
     equal("at no place", file.write_at(b"1", -5_i64 as u64), Err(EINVAL));
     let piece = |text: &[u8]| IoVec { base: text.as_ptr() as u64, length: text.len() as u64 };
     let list = [piece(b"1"), piece(b"2"), piece(b"x")];
-    let written = |from: usize| call(WRITEV, [*file, list[from..].as_ptr() as u64, (list.len() - from) as u64]);
-    equal("each piece is one", [0, 1, 2].map(written), [Ok(2), Ok(1), Err(EINVAL)]);
+    let written = |list: &[IoVec]| call(WRITEV, [*file, list.as_ptr() as u64, list.len() as u64]);
+    equal("each piece is one", [0, 1, 2].map(|from| written(&list[from..])), [Ok(2), Ok(1), Err(EINVAL)]);
+    equal("no pieces", written(&[]), Ok(0));
+    equal("pieces without bytes", written(&[piece(b""), piece(b"")]), Ok(0));
+    equal("one first", written(&[piece(b""), piece(b"1")]), Err(EINVAL));
+    equal("others", written(&[piece(b"1"), piece(b""), piece(b"1"), piece(b"")]), Ok(2));
     equal("it is not read", file.read(room), Err(EINVAL));
     equal("nor to the kernel", call(READ, [*file, KERNEL, 8]), Err(EINVAL));
     equal("nor at a place", file_at(&file, room), Err(EINVAL));
@@ -621,6 +625,13 @@ fn old_pages(room: &mut [u8]) {
     equal("nothing else changes", (words(), of("Private_Dirty", room), of("Rss", room)), before);
     use_again(place(1), 1);
     equal("one page is used", of("Referenced", room), [4, 0, 0, 0]);
+    use_all();
+    order(b"1");
+    let (mut byte, memory) = (0_u8, proc::open(process::id(), "mem").expect("a file"));
+    for at in places {
+        equal("read", call(PREAD64, [*memory, (&raw mut byte) as u64, 1, at + PAGE]), Ok(1));
+    }
+    equal("the kernel uses pages too", of("Referenced", room), [4; 4]);
     use_all();
     protect(place(1), 2, PROT_NONE);
     order(b"1");

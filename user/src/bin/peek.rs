@@ -85,7 +85,10 @@ fn of_pages() {
     store(own, b"over the start");
     equal("written", written(&file, own, 14, below - PAGE - 8), Ok(14));
     equal("it grows", get(below - PAGE - 8), *b"over the start");
-    equal("unmapped", call(MUNMAP, [below - 2 * PAGE, 4 * PAGE]), Ok(0));
+    equal("another stack below", call(MMAP, [below - 4 * PAGE, PAGE, RW, fixed, u64::MAX, 0]), Ok(below - 4 * PAGE));
+    equal("from one to the other", written(&file, own, PAGE + 8, below - 3 * PAGE - 4), Ok(PAGE + 8));
+    equal("that grows too", get(below - 3 * PAGE - 4), *b"over the start");
+    equal("unmapped", call(MUNMAP, [below - 4 * PAGE, 6 * PAGE]), Ok(0));
 }
 
 /// As the memory permits: more is forced for a tracer alone, on a kernel that is not told otherwise.

@@ -16,6 +16,9 @@ own!(call, file, word, put_word, advise);
 const BLOCK: u64 = 2 << 20;
 const OF_BLOCK: u64 = BLOCK / PAGE;
 
+/// Linux's end of addresses for a program, where it is built for 52 bits.
+const LARGEST_END: u64 = 1 << 52;
+
 const WPA: u64 = PAGE_IS_WPALLOWED;
 const WRITTEN: u64 = PAGE_IS_WRITTEN;
 const FILE: u64 = PAGE_IS_FILE;
@@ -166,6 +169,9 @@ fn refusals() {
     ends("protected and checked", PmScanArg { flags: PROTECT | CHECK, ..good }, Err(EPERM), 8);
     let mut hole = PmScanArg { flags: CHECK, start: NOWHERE, end: 2 * NOWHERE, ..good };
     equal("nothing is mapped", (room.ask(&mut hole), hole.walk_end), (Ok(0), 2 * NOWHERE));
+    let mut large = PmScanArg { category_mask: GUARD, end: LARGEST_END, ..good };
+    equal("up to the largest address", (room.ask(&mut large), large.walk_end), (Ok(0), LARGEST_END));
+    refused("beyond", PmScanArg { end: LARGEST_END + PAGE, ..good }, EFAULT);
     commands(&room, good);
 }
 
@@ -382,6 +388,9 @@ fn guards() {
     room.were_written("guards are", &[(2, 4, 0)]);
     room.shows("marked", &[first, (2, 4, WPA | MARKER | GUARD), last]);
     equal("they are guards still", bytes(room.at(1)), [2, 255, 255, 5]);
+    pager.unprotect(room.start, 8 * PAGE).expect("registered");
+    let (first, last) = ((0, 2, WPA | WRITTEN | THERE), (4, 8, WPA | WRITTEN | THERE));
+    room.shows("no call takes their marks", &[first, (2, 4, WPA | MARKER | GUARD), last]);
     advise(room.start, 8, MADV_DONTNEED).expect("advice");
     let empty = [(0, 2, WPA | WRITTEN), (2, 4, WPA | MARKER | GUARD), (4, 8, WPA | WRITTEN)];
     room.shows("they stay", &empty);
@@ -389,7 +398,16 @@ fn guards() {
     room.shows("no guards", &[(0, 8, WPA | WRITTEN)]);
     room.store([2]);
     equal("and written", word(room.at(2)), 3);
+    advise(room.at(5), 1, MADV_GUARD_INSTALL).expect("a guard");
+    room.were_written("a guard is", &[(0, 8, 0)]);
     pager.close().expect("open");
+    let (there, guard) = ((2, 3, WRITTEN | THERE), (5, 6, MARKER | GUARD));
+    room.shows("nor the end", &[(0, 2, WRITTEN), there, (3, 5, WRITTEN), guard, (6, 8, WRITTEN)]);
+    apart(|| {
+        let own = File::open(c"/proc/self/pagemap", O_RDONLY).expect("pagemap");
+        let room = Room { start: room.start, pages: 8, pages_of: own };
+        room.finds("a child has none", room.all(5, 6), &[(5, 6, WRITTEN | MARKER | GUARD)]);
+    });
 }
 
 fn forked() {

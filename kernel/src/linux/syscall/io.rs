@@ -384,11 +384,13 @@ pub(super) fn writev(call: &mut Syscall<'_>) -> Answer {
     let file = file(call, call.argument::<0>())?;
     file.check_writable()?;
     file.check_has_bytes()?;
-    let bytes = check_pieces(call)?;
-    drain(call, &file, bytes.min(MOST_AT_ONCE), UserBytes::of_pieces(call))
+    match check_pieces(call)? {
+        0 => Ok(0),
+        bytes => drain(call, &file, bytes.min(MOST_AT_ONCE), UserBytes::of_pieces(call)),
+    }
 }
 
-/// Checks the list of a call, as [`UserBytes::check`].
+/// Checks the list of a call, as [`UserBytes::check`]. A list without bytes reads and writes nothing, whatever the file.
 fn check_pieces(call: &Syscall<'_>) -> Result<u64, Errno> {
     UserBytes::of_pieces(call).check()
 }
@@ -442,6 +444,15 @@ impl UserBytes {
         of_el0.map(|()| bytes)
     }
 
+    /// Takes the next piece, also if it has no bytes, where there is one.
+    pub(super) fn begin(&mut self) -> Result<(), Errno> {
+        if self.next < self.count {
+            [self.base, self.left] = read_piece(self.array, self.next)?;
+            self.next += 1;
+        }
+        Ok(())
+    }
+
     /// Advances to a piece with bytes left. It is read again: the memory may have changed since the check, and the list
     /// be shorter.
     pub(super) fn advance(&mut self) -> Result<(), Errno> {
@@ -449,8 +460,7 @@ impl UserBytes {
             if self.next == self.count {
                 return Err(Errno::EFAULT);
             }
-            [self.base, self.left] = read_piece(self.array, self.next)?;
-            self.next += 1;
+            self.begin()?;
             relax();
         }
         Ok(())
@@ -506,8 +516,10 @@ impl UserBytes {
 pub(super) fn readv(call: &mut Syscall<'_>) -> Answer {
     let file = file(call, call.argument::<0>())?;
     file.check_has_bytes_to_read()?;
-    let bytes = check_pieces(call)?;
-    fill(call, &file, bytes, UserBytes::of_pieces(call))
+    match check_pieces(call)? {
+        0 => Ok(0),
+        bytes => fill(call, &file, bytes, UserBytes::of_pieces(call)),
+    }
 }
 
 /// Writes to the console; returns how many bytes of EL0's were read and written before a signal came.

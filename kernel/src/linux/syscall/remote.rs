@@ -105,7 +105,8 @@ fn check_others(array: VirtAddr, count: u64) -> Result<bool, Errno> {
 }
 
 /// Reads or writes the memory of an open `/proc/PID/mem` from `at` on, in one piece of the caller's (Linux: `mem_rw`).
-/// No pager is asked for a page, a stack grows, and where a byte of the caller's is missing nothing counts.
+/// No pager is asked for a page, a stack grows wherever a byte is below it, and where a byte of the caller's is missing
+/// nothing counts.
 ///
 /// # Errors
 /// `EIO`: there is no byte. `EFAULT`: one of the caller's. `ENOMEM`.
@@ -118,16 +119,22 @@ pub(super) fn access_memory(
     direction: Direction,
 ) -> Answer {
     let Some(space) = space.and_then(SpaceHandle::upgrade) else { return Ok(0) };
-    let (at, start, is_killed) = (VirtAddr(at).untagged(), own.clone(), || call.is_killed());
+    let (at, is_killed) = (VirtAddr(at).untagged(), || call.is_killed());
     let patience = Patience::WithoutPager(&is_killed);
-    let mut copied = copy(&space, at, length, own, direction, patience);
-    if let (0, Err(Stop::Other(FaultError::NotMapped))) = copied
-        && space.grow_stack(at, &call.task.process().limits.of_space()).is_ok()
-    {
-        *own = start;
-        copied = copy(&space, at, length, own, direction, patience);
-    }
-    match copied {
+    let grow = |at| space.grow_stack(at, &call.task.process().limits.of_space()).is_ok();
+    let (mut done, mut has_grown) = (0, false);
+    let ended = loop {
+        let (copied, ended) = copy(&space, at + done, length - done, own, direction, patience);
+        done += copied;
+        // A stack that has grown, and is unmapped again, does not grow a second time for one byte.
+        has_grown &= copied == 0;
+        let Err(Stop::Other(FaultError::NotMapped)) = ended else { break ended };
+        if has_grown || !grow(at + done) {
+            break ended;
+        }
+        has_grown = true;
+    };
+    match (done, ended) {
         (_, Err(Stop::Own)) => Err(Errno::EFAULT),
         (0, Err(Stop::Other(FaultError::OutOfMemory))) => Err(Errno::ENOMEM),
         (0, Err(_)) => Err(Errno::EIO),
@@ -135,7 +142,8 @@ pub(super) fn access_memory(
     }
 }
 
-/// Copies up to `length` bytes of the other process from `base` on; returns how many, and why no more.
+/// Copies up to `length` bytes of the other process from `base` on; returns how many, and why no more. `own` is then after
+/// these.
 fn copy(
     space: &Space,
     base: VirtAddr,
@@ -152,6 +160,7 @@ fn copy(
         let in_page = PAGE - at.0 % PAGE;
         let count = (length - done).min(in_page).min(PIECE as u64) as usize;
         let piece = buffer.get_mut(..count).unwrap_or_default();
+        let before = own.clone();
         let moved = match direction {
             Direction::Read => space.read_bytes_within(cpu, at, piece, patience).map(|()| own.store(piece)),
             Direction::Write => {
@@ -167,7 +176,10 @@ fn copy(
                     return (done, Err(Stop::Own));
                 }
             }
-            Err(error) => return (done, Err(error.into())),
+            Err(error) => {
+                *own = before;
+                return (done, Err(error.into()));
+            }
         }
         relax();
     }

@@ -17,7 +17,6 @@ use crate::mm::space::SpaceHandle;
 use crate::mm::space::scan::{self, Region, Scan, ScanError, ScanRequest};
 use crate::sched::relax;
 use crate::smp::this_cpu;
-use crate::uaccess;
 
 const _: () = assert!(
     scan::WP_ALLOWED == PAGE_IS_WPALLOWED
@@ -34,6 +33,8 @@ const _: () = assert!(
 const CATEGORIES: u64 = (PAGE_IS_GUARD << 1) - 1;
 /// Where the structure has its end of the walk.
 const WALK_END: u64 = offset_of!(PmScanArg, walk_end) as u64;
+/// Linux's `TASK_SIZE_MAX` for 52-bit addresses: a range may end there, however many of them tables translate.
+const LARGEST_END: u64 = 1 << 52;
 /// Bytes of a region.
 const REGION: usize = size_of::<PageRegion>();
 
@@ -100,7 +101,7 @@ fn begin(arg: &[u64; size_of::<PmScanArg>() / 8]) -> Result<(Scan, VirtAddr, Vir
     if !start.is_aligned(PAGE) {
         return Err(Errno::EINVAL);
     }
-    let is_users = |from: VirtAddr, bytes| uaccess::END.0.checked_sub(from.0).is_some_and(|most| bytes <= most);
+    let is_users = |from: VirtAddr, bytes| LARGEST_END.checked_sub(from.0).is_some_and(|most| bytes <= most);
     if !is_users(start, end.0.wrapping_sub(start.0)) {
         return Err(Errno::EFAULT);
     }

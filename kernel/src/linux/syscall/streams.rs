@@ -193,10 +193,12 @@ fn in_pieces(
     mut transfer: impl FnMut(u64, u64, &mut UserBytes) -> Answer,
 ) -> Result<(u64, u64), Errno> {
     contents.check_end(position, bytes)?;
-    let mut done = 0;
+    let (mut done, mut is_first) = (0, true);
     loop {
-        // Also where there are no bytes the position is checked.
-        let length = if done < bytes { own.advance().map(|()| own.left.min(bytes - done)) } else { Ok(0) };
+        // The first piece is transferred also if it is empty, and the position is checked.
+        let found = if is_first { own.begin() } else { own.advance() };
+        is_first = false;
+        let length = found.map(|()| own.left.min(bytes - done));
         let moved = length.and_then(|length| Ok((transfer(position.wrapping_add(done), length, own)?, length)));
         match moved {
             Ok((moved, length)) => {

@@ -25,6 +25,7 @@ use super::parts::Divisible as _;
 use super::populate::CHUNK;
 use super::range::{USER_END, USER_START, clamped_range, pages};
 use super::used::{bits_of, note_all_used};
+use super::userfault::fault::FaultMode;
 use super::zap::ZapFlags;
 use crate::lab;
 use crate::mm::OutOfMemory;
@@ -172,7 +173,7 @@ impl Space {
             next = match self.populate_piece(cpu, pages(next, until), wanted).map_err(failed)? {
                 (until, None) => until,
                 (_, Some((page, access))) => {
-                    let result = match self.fault_in_kernel(cpu, page, access) {
+                    let result = match self.fault_in_kernel(cpu, page, access, FaultMode::Kernel) {
                         // Both are looked at again: a fault may need two steps, and an area may have changed since.
                         Ok(()) | Err(FaultError::NotMapped | FaultError::NotAllowed) => Ok(page),
                         Err(FaultError::OutOfMemory) => Err(SpaceError::NoMemory),
@@ -546,7 +547,9 @@ impl ChildMarkers {
         const NONE: Markers = Markers::UFFD_WP.without(Markers::UFFD_WP);
         let of_page = if let EntryState::Marker(markers) = state(entry) { markers } else { NONE };
         let others = of_page.without(Markers::UFFD_WP);
-        if self.is_protected && entry.is_uffd_wp_in_any_form() { others.and(Markers::UFFD_WP) } else { others }
+        // As for entries that are copied: no child has the mark of a page that is out of reach.
+        let is_marked = self.is_protected && others.is_empty() && entry.is_uffd_wp_in_any_form();
+        if is_marked { Markers::UFFD_WP } else { others }
     }
 }
 

@@ -118,6 +118,20 @@ pub(super) fn unprotected(entry: Descriptor) -> Descriptor {
     }
 }
 
+/// Whether no access reaches the page of `entry`: it is a guard, or poisoned. A scan marks these too, and as on Linux
+/// neither a call nor the end of the registration takes the mark back, and no child gets it.
+#[cold]
+pub(super) fn is_out_of_reach(entry: Descriptor) -> bool {
+    let is_such = |markers: Markers| markers.contains(Markers::GUARD) || markers.contains(Markers::POISONED);
+    matches!((entry.is_present(), entry.non_present()), (false, NonPresent::Marker(markers)) if is_such(markers))
+}
+
+/// The entry that a child gets for `entry` of its parent, which has no page.
+#[cold]
+pub(super) fn inherited(entry: Descriptor) -> Descriptor {
+    if is_out_of_reach(entry) { unprotected(entry) } else { entry }
+}
+
 /// The marker of a page that is not there and that userfaultfd write-protects.
 pub(super) fn uffd_wp_marker() -> Descriptor {
     Descriptor::from(Markers::UFFD_WP)

@@ -12,7 +12,7 @@ use super::address_space::{Space, SpaceRef};
 use super::area::tree::Areas;
 use super::area::{Area, AreaFlags};
 use super::cells::{EntryCell, TableCells};
-use super::entry::{EntryState, replace, rest_of_stale, state, unwritable};
+use super::entry::{EntryState, inherited, replace, rest_of_stale, state, unwritable};
 use super::error::SpaceError;
 use super::range::{USER_END, USER_START, pages};
 use super::spaces::HeldRecords;
@@ -163,7 +163,7 @@ impl Space {
             EntryState::Empty => return,
             // No TLB has what the child never had.
             EntryState::Stale => {
-                mmu.store(copy, rest_of_stale(entry));
+                mmu.store(copy, inherited(rest_of_stale(entry)));
                 return;
             }
             // An entry that is not present holds no frame.
@@ -172,7 +172,7 @@ impl Space {
                 if unwritable != entry {
                     mmu.store(cell, unwritable);
                 }
-                mmu.store(copy, unwritable);
+                mmu.store(copy, inherited(unwritable));
                 return;
             }
         }

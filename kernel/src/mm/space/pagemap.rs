@@ -173,8 +173,11 @@ fn shown_non_present(entry: NonPresent) -> u64 {
     match entry {
         NonPresent::Marker(markers) => {
             let bit = |marker: Markers, bit: u64| if markers.contains(marker) { bit } else { 0 };
-            // Linux's own numbers of markers.
-            let set = bit(Markers::UFFD_WP, 1) | bit(Markers::POISONED, 2) | bit(Markers::GUARD, 4);
+            // Linux's own numbers of markers. It has the mark of a guard, or of poison, beside them.
+            let set = match bit(Markers::POISONED, 2) | bit(Markers::GUARD, 4) {
+                0 => bit(Markers::UFFD_WP, 1),
+                others => others,
+            };
             let flags = bit(Markers::UFFD_WP, UFFD_WP) | bit(Markers::GUARD, GUARD);
             SWAPPED | flags | set << TYPE_BITS | TYPE_MARKER
         }
@@ -204,6 +207,7 @@ mod tests {
         assert_eq!(shown(Markers::UFFD_WP), SWAPPED | UFFD_WP | 1 << 5 | 31);
         assert_eq!(shown(Markers::POISONED), SWAPPED | 2 << 5 | 31);
         assert_eq!(shown(Markers::GUARD), SWAPPED | GUARD | 4 << 5 | 31);
+        assert_eq!(shown(Markers::GUARD.and(Markers::UFFD_WP)), SWAPPED | UFFD_WP | GUARD | 4 << 5 | 31);
         let migration = Migration {
             from: PhysAddr(0x4000_3000),
             access: MigrationAccess::Write,

@@ -15,11 +15,11 @@ use super::area::{Area, AreaFlags};
 use super::cells::{EntryCell, TableCells};
 use super::entry::{EntryState, state};
 use super::error::FaultError;
-use super::fault::handle_fault;
 use super::outcome::{AllowedFault, FaultOutcome};
 use super::range::pages;
 use super::shmem::pages::order;
 use super::shmem::{NoPage, Object};
+use super::userfault::fault::FaultMode;
 use crate::mm::OutOfMemory;
 use crate::mm::page_block::Mobility;
 use crate::sched::relax;
@@ -183,7 +183,7 @@ impl Space {
     /// As [`Self::write_bytes`], with `patience` while a page is unavailable.
     ///
     /// # Errors
-    /// As [`Self::write_bytes`]; [`FaultError::Unusable`] where it ends, [`FaultError::Userfault`] without a pager.
+    /// As [`Self::write_bytes`]; [`FaultError::Unusable`] where it ends, or has no pager and needs one.
     pub fn write_bytes_within(
         &self,
         cpu: &Cpu,
@@ -234,7 +234,7 @@ impl Space {
             found = exchanged.unwrap_or_else(|other| other);
         };
         while !self.with_page(address.align_down(PAGE), Access::Write, &mut exchange)? {
-            self.fault_in_kernel(cpu, address, Access::Write)?;
+            self.fault_in_kernel(cpu, address, Access::Write, FaultMode::Kernel)?;
         }
         Ok(found)
     }
@@ -272,11 +272,11 @@ impl Space {
                 done = end;
                 relax();
             } else {
-                let (is_killed, served) = match patience {
-                    Patience::WithPager(is_killed) => (is_killed, self.fault_in_kernel(cpu, at, access)),
-                    Patience::WithoutPager(is_killed) => (is_killed, handle_fault(self, cpu, at, access)),
+                let (is_killed, mode) = match patience {
+                    Patience::WithPager(is_killed) => (is_killed, FaultMode::Kernel),
+                    Patience::WithoutPager(is_killed) => (is_killed, FaultMode::WithoutPager),
                 };
-                served?;
+                self.fault_in_kernel(cpu, at, access, mode)?;
                 // A page may have to wait for tag storage, or for a pager, again and again.
                 if is_killed() {
                     return Err(FaultError::Unusable);
@@ -321,7 +321,8 @@ impl Space {
     /// As [`Self::permits`], for the entry of a page, or of a block.
     pub(super) fn permits_entry(entry: Descriptor, access: Access) -> bool {
         // An access by the linear map sets neither the access flag nor dirt, so the entry must have both already.
-        entry.is_valid() && (access != Access::Write || entry.may_be_written() && entry.is_dirty())
+        let is_written = || entry.may_be_written() && entry.is_dirty();
+        entry.is_valid() && entry.is_young() && (access != Access::Write || is_written())
     }
 }
 

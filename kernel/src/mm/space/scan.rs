@@ -155,6 +155,23 @@ impl Scan {
         found & request.required == request.required && (request.any == 0 || found & request.any != 0)
     }
 
+    /// The last region, if it ends at [`Self::next`] and has what regions show of `categories`.
+    #[inline(always)]
+    fn last(&mut self, categories: u64) -> Option<&mut Region> {
+        let (next, shown) = (self.next, categories & self.request.returned);
+        self.regions.last_mut().filter(|last| last.end == next && last.categories == shown)
+    }
+
+    /// Whether there is room for the page at [`Self::next`]; if there is none, it is [full](Self::is_full).
+    #[inline(always)]
+    fn has_room(&mut self, categories: u64) -> bool {
+        let has_more = !self.regions.is_full() && (self.regions.len() as u64) < self.room;
+        let fits = self.pages_left != 0 && (has_more || self.last(categories).is_some());
+        let has_room = fits || !self.request.has_regions;
+        self.is_full = !has_room;
+        has_room
+    }
+
     /// Adds the pages from [`Self::next`] to `end`, as many as there is room for, and passes these.
     #[inline(always)]
     fn add(&mut self, categories: u64, end: VirtAddr) {
@@ -162,23 +179,17 @@ impl Scan {
             self.next = end;
             return;
         }
-        let categories = categories & self.request.returned;
+        if !self.has_room(categories) {
+            return;
+        }
         let asked = (end - self.next) / PAGE;
         let found = asked.min(self.pages_left);
         let (start, end) = (self.next, self.next + found * PAGE);
         self.is_full = found < asked;
-        if found == 0 {
-            return;
-        }
-        let follows = |last: &&mut Region| last.end == start && last.categories == categories;
-        if let Some(last) = self.regions.last_mut().filter(follows) {
-            last.end = end;
-        } else {
-            let has_room = (self.regions.len() as u64) < self.room;
-            if !has_room || self.regions.push(Region { start, end, categories }).is_err() {
-                self.is_full = true;
-                return;
-            }
+        match self.last(categories) {
+            Some(last) => last.end = end,
+            // There is room.
+            None => _ = self.regions.push(Region { start, end, categories: categories & self.request.returned }),
         }
         self.pages_left -= found;
         self.next = end;
@@ -247,6 +258,9 @@ impl Space {
         if !scan.wants(categories) {
             scan.next = end;
         } else if scan.request.protects {
+            if !scan.has_room(categories) {
+                return Ok(());
+            }
             let until = VirtAddr(scan.next.0 | (BLOCK_SIZE - 1)) + 1;
             self.ensure_cells(cpu, pages(scan.next, until.min(end)))?;
         } else {
@@ -316,9 +330,12 @@ impl Space {
             scan.next = end;
             return;
         }
+        if !scan.has_room(categories) {
+            return;
+        }
         let protects = scan.request.protects && categories & WRITTEN != 0;
-        let has_room = !scan.request.has_regions || scan.pages_left >= BLOCK_FRAMES as u64;
-        if protects && !(found.is_in(rest) && has_room) {
+        let fits = !scan.request.has_regions || scan.pages_left >= BLOCK_FRAMES as u64;
+        if protects && !(found.is_in(rest) && fits) {
             drop(locked);
             self.split_block_at(scan.next);
             return;

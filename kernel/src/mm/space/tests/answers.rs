@@ -4,9 +4,10 @@
 use std::vec;
 
 use super::*;
+use crate::mm::counted::Counted;
 use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE};
 use crate::mm::space::pagemap::{GUARD, PRESENT};
-use crate::mm::space::{AreaAdvice, Enrolment, FaultError, FaultMode, Features, Userfaultfd};
+use crate::mm::space::{AreaAdvice, Enrolment, FaultError, FaultMode, Features, Patience, Userfaultfd};
 
 const START: VirtAddr = VirtAddr(0x10_0000_0000);
 const BLOCK_PAGES: u64 = BLOCK_FRAMES as u64;
@@ -38,22 +39,48 @@ fn fault(space: &Space, cpu: &Cpu, access: Access, mode: FaultMode) -> Result<()
     }
 }
 
-/// A pager that wants SIGBUS, or serves no accesses of the kernel, refuses what is missing alone.
+/// As [`shared_with_child`], where a pager serves what is missing.
+fn shared_and_registered(
+    rig: &Rig,
+    user_mode_only: bool,
+    features: u64,
+) -> (SpaceRef, (SpaceRef, Counted<Userfaultfd>)) {
+    let (space, child) = shared_with_child(rig);
+    let pager = Userfaultfd::new(&space, user_mode_only, 0).unwrap();
+    pager.agree(Features(features)).unwrap();
+    let missing = Enrolment { missing: true, write_protected: false };
+    Userfaultfd::register(&pager, &rig.cpu, START, PAGE, missing).unwrap();
+    (space, (child, pager))
+}
+
+/// A copy that asks no pager fails for what is missing alone.
+#[test]
+fn a_copy_without_a_pager_waits_for_another_copy() {
+    const COPY: fn(&Space, &Cpu) = |space, cpu| {
+        space.write_bytes_within(cpu, START, &[1], Patience::WithoutPager(&|| false)).unwrap();
+    };
+    let rig = Rig::new(4);
+    let prepare = || shared_and_registered(&rig, false, 0);
+    let second = |space: &SpaceRef, _: &_| STORE(space, &rig.cpu);
+    at_each_pair(prepare, COPY, second, |(), space, (_, pager)| {
+        assert!(!pager.has_message());
+        assert_eq!(rig.read(space, START), 1);
+        pager.close();
+    });
+}
+
+/// A pager that wants SIGBUS, serves no accesses of the kernel, or is not to be asked, refuses what is missing alone.
 #[test]
 fn no_sigbus_for_a_page_that_is_copied() {
     let rig = Rig::new(4);
-    for (features, user_mode_only, mode) in
-        [(Features::SIGBUS, false, FaultMode::El0), (0, true, FaultMode::Kernel), (0, true, FaultMode::Device)]
-    {
+    for (features, user_mode_only, mode) in [
+        (Features::SIGBUS, false, FaultMode::El0),
+        (0, true, FaultMode::Kernel),
+        (0, true, FaultMode::Device),
+        (0, false, FaultMode::WithoutPager),
+    ] {
         for access in [Access::Read, Access::Write] {
-            let prepare = || {
-                let (space, child) = shared_with_child(&rig);
-                let pager = Userfaultfd::new(&space, user_mode_only, 0).unwrap();
-                pager.agree(Features(features)).unwrap();
-                let missing = Enrolment { missing: true, write_protected: false };
-                Userfaultfd::register(&pager, &rig.cpu, START, PAGE, missing).unwrap();
-                (space, (child, pager))
-            };
+            let prepare = || shared_and_registered(&rig, user_mode_only, features);
             let second = |space: &SpaceRef, _: &_| fault(space, &rig.cpu, access, mode);
             at_each_pair(prepare, STORE, second, |answer, space, (_, pager)| {
                 assert_eq!(answer, Ok(()), "{access:?} {mode:?}");

@@ -31,6 +31,8 @@ pub enum FaultMode {
     El0,
     /// The kernel for it: a signal that ends the program does.
     Kernel,
+    /// The kernel for a program that is not to wait for the pager of another: it fails.
+    WithoutPager,
     /// A device, whose transfer this thread completes: the wait ends after [`DEVICE_PATIENCE`].
     Device,
 }
@@ -43,7 +45,7 @@ impl FaultMode {
     fn wait(self, queue: &Queue, fault: &QueuedFault) -> bool {
         match self {
             Self::El0 => _ = queue.wait(fault, &sched::is_interrupted, sched::park),
-            Self::Kernel => _ = queue.wait(fault, &sched::is_killed, sched::park),
+            Self::Kernel | Self::WithoutPager => _ = queue.wait(fault, &sched::is_killed, sched::park),
             Self::Device => {
                 let end = timer::uptime().saturating_add(DEVICE_PATIENCE);
                 return queue.wait(fault, &|| timer::uptime() >= end, sched::sleep_briefly);
@@ -82,13 +84,19 @@ fn reason(area: &Area, page: VirtAddr, seen: LockedEntry<'_>, access: Access) ->
 }
 
 impl Space {
-    /// [`handle_fault`] for an access of the kernel's own, which waits for a pager where that has to serve it.
+    /// [`handle_fault`] for an access of the kernel's own, of which `mode` decides where a pager has to serve it.
     ///
     /// # Errors
     /// As for both.
-    pub fn fault_in_kernel(&self, cpu: &Cpu, address: VirtAddr, access: Access) -> Result<(), FaultError> {
+    pub fn fault_in_kernel(
+        &self,
+        cpu: &Cpu,
+        address: VirtAddr,
+        access: Access,
+        mode: FaultMode,
+    ) -> Result<(), FaultError> {
         match handle_fault(self, cpu, address, access) {
-            Err(FaultError::Userfault) => self.userfault(cpu, address, access, FaultMode::Kernel),
+            Err(FaultError::Userfault) => self.userfault(cpu, address, access, mode),
             served => served,
         }
     }
@@ -98,8 +106,8 @@ impl Space {
     /// no lock is held. `cpu` is the CPU that this runs on.
     ///
     /// # Errors
-    /// [`FaultError::Unusable`] (the pager wants SIGBUS, serves no accesses of the kernel, or does not serve a device's in
-    /// time; or the program ends), [`FaultError::OutOfMemory`].
+    /// [`FaultError::Unusable`] (the pager wants SIGBUS, serves no accesses of the kernel, is not to be asked, or does not
+    /// serve a device's in time; or the program ends), [`FaultError::OutOfMemory`].
     #[cold]
     #[inline(never)]
     pub fn userfault(&self, cpu: &Cpu, address: VirtAddr, access: Access, mode: FaultMode) -> Result<(), FaultError> {
@@ -115,7 +123,9 @@ impl Space {
             let registered = flags.has_any(AreaFlags::REGISTERED).then(|| self.userfaultfds.get(flags.userfaultfd()));
             let Some(userfaultfd) = registered.flatten() else { return Ok(()) };
             let features = userfaultfd.features();
-            let is_refused = features.has(Features::SIGBUS) || userfaultfd.user_mode_only && mode != FaultMode::El0;
+            let is_refused = features.has(Features::SIGBUS)
+                || mode == FaultMode::WithoutPager
+                || userfaultfd.user_mode_only && mode != FaultMode::El0;
             if is_refused && lab::is_on!(ANSWER_AT_GLIMPSE) {
                 return Err(FaultError::Unusable);
             }

@@ -8,7 +8,7 @@
 //! | | a leaf | empty | migration entry | marker | guard, poison |
 //! |---|---|---|---|---|---|
 //! | set | the mark, read-only | a marker, where the area has them | the mark | stays | stays; marked by a scan |
-//! | clear | no mark | – | no mark | empty | stays |
+//! | clear | no mark | – | no mark | empty | stays, with its mark |
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, Markers, NonPresent, Protection, bits};
@@ -17,7 +17,7 @@ use granule_pgtable::{Mmu, PageRange, Stores, Visited};
 use super::super::address_space::Space;
 use super::super::area::{Area, AreaFlags};
 use super::super::cells::{EntryCell, TableCells};
-use super::super::entry::{EntryState, replace, state, uffd_wp_marker, unprotected};
+use super::super::entry::{EntryState, is_out_of_reach, replace, state, uffd_wp_marker, unprotected};
 use super::super::gather::StaleRange;
 use super::super::group::leaf_at;
 use super::super::protect::is_alike;
@@ -236,6 +236,7 @@ impl Space {
             if !is_page {
                 let new = match marking.mark {
                     Mark::Set => marking.protected(old),
+                    Mark::Clear if is_out_of_reach(old) => old,
                     Mark::Clear => unprotected(old),
                 };
                 if new != old {

@@ -520,6 +520,23 @@ fn a_scan_protects_no_more_than_it_has_room_for() {
         assert_eq!(stage.store(BLOCK_PAGES + 3), Ok(()));
         assert_eq!(found().iter().map(|(page, _)| *page).collect::<vec::Vec<_>>(), [START + BLOCK_SIZE + 3 * PAGE]);
         stage.end();
+        // Without room no block is divided, and no table linked.
+        let stage = Stage::new(rig(16), None, Sharing::Private, 3 * BLOCK_PAGES, Features::WP_ASYNC);
+        stage.space.madvise_areas(&stage.rig.cpu, START, 2 * BLOCK_SIZE, AreaAdvice::HugePage).unwrap();
+        for page in [0, BLOCK_PAGES] {
+            assert_eq!(stage.store(page), Ok(()));
+        }
+        let tables = stage.space.table_frames();
+        for (most_pages, room, blocks) in [(BLOCK_PAGES, 9, 1), (2 * BLOCK_PAGES, 1, 1), (2 * BLOCK_PAGES, 9, 2)] {
+            let mut scan = Scan::new(wanted(0), START, START + 3 * BLOCK_SIZE, most_pages, room);
+            while !scan.is_full() && !scan.is_done() {
+                stage.space.scan(&stage.rig.cpu, &mut scan).unwrap();
+            }
+            assert_eq!((scan.next(), scan.is_full()), (START + blocks * BLOCK_SIZE, true));
+            let of_blocks = [0, 1].map(|block| stage.space.block_entry(START + block * BLOCK_SIZE).is_some());
+            assert_eq!((of_blocks, stage.space.table_frames()), ([true; 2], tables), "{blocks}");
+        }
+        stage.end();
     });
 }
 

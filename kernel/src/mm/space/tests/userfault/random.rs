@@ -114,8 +114,10 @@ impl Page {
         self.missing || self.write_protected
     }
 
+    /// Poison keeps its mark.
     fn unregister(&mut self) {
-        (self.missing, self.write_protected, self.mark) = (false, false, false);
+        (self.missing, self.write_protected) = (false, false);
+        self.mark &= self.poison;
     }
 }
 
@@ -406,7 +408,8 @@ impl World {
             expected = Ok(());
             let has_markers = known.kind.object().is_some() || self.features.0 & Features::WP_UNPOPULATED != 0;
             let takes_mark = !known.poison && (has_markers || self.is_present(&self.space, page));
-            let is_marked = mark == Mark::Set && (takes_mark || known.mark);
+            // A scan alone marks poison, and nothing takes that mark.
+            let is_marked = known.mark && known.poison || mark == Mark::Set && (takes_mark || known.mark);
             marked.push((page, is_marked));
         }
         assert_eq!(self.pager.write_protect(&self.rig.cpu, None, range.start, range.bytes(), mark), expected);
@@ -431,7 +434,7 @@ impl World {
             let Some(known) = self.pages.get_mut(&page) else { continue };
             let has_all = (known.missing || !missing) && (known.write_protected || !write_protected);
             if !(known.is_registered() && has_all) {
-                known.mark &= write_protected;
+                known.mark &= write_protected || known.poison;
                 (known.missing, known.write_protected) = (missing, write_protected);
             }
         }
@@ -493,6 +496,7 @@ impl World {
             let mut moved = self.pages.remove(&from).unwrap();
             if self.features.0 & Features::EVENT_REMAP == 0 {
                 moved.unregister();
+                moved.mark = false;
             }
             self.pages.insert(to, moved);
         }
@@ -542,6 +546,7 @@ impl World {
             if !is_forked {
                 known.unregister();
             }
+            known.mark &= !known.poison;
             // It finds the pages of an object there; markers that are copied have poison beside them.
             known.poison &= !known.kind.is_shared() || known.write_protected;
         }
