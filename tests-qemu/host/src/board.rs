@@ -1,8 +1,9 @@
 //! QEMU's models of boards: started as boards.toml says, and at the end of a serial line as a board is.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::Arc;
@@ -63,6 +64,16 @@ pub struct OnALine {
     relay: Option<JoinHandle<()>>,
 }
 
+/// The path of a terminal.
+///
+/// # Panics
+/// When it has none.
+#[must_use]
+pub fn terminal_of(port: &SerialPort) -> PathBuf {
+    let name = rustix::termios::ttyname(port, Vec::new()).expect("the terminal has a name");
+    PathBuf::from(OsString::from_vec(name.into_bytes()))
+}
+
 impl OnALine {
     /// Puts a model on a line with so many damaged bytes in a million, in each direction. `scratch` has its power switch.
     ///
@@ -72,8 +83,7 @@ impl OnALine {
     pub fn new(qemu: Qemu, scratch: &Path, seed: u64, per_million: u32) -> Self {
         let (mut near_end, far_end) = SerialPort::pair().expect("a pseudo terminal");
         near_end.set_read_timeout(POLL).expect("a timeout");
-        let descriptor = format!("/proc/self/fd/{}", far_end.as_fd().as_raw_fd());
-        let port = fs::read_link(descriptor).expect("the terminal has a name");
+        let port = terminal_of(&far_end);
         let name = port.to_string_lossy().replace('/', "-");
         let switch = own_file(scratch, &format!("switch{name}"));
         let is_over = Arc::new(AtomicBool::new(false));

@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
-use granule_host_tests::board::{OnALine, model};
+use granule_host_tests::board::{OnALine, model, terminal_of};
 use granule_host_tests::{built, own_file};
 use granule_protocol::{Event, Frame, Nonce, Order, Refusal, Request};
 use granule_runner::debian::has_debians_tools;
@@ -292,8 +292,7 @@ fn a_board_that_runs_the_tests_has_no_loader() {
 #[test]
 fn a_silent_line_is_named() {
     let (near, far) = SerialPort::pair().unwrap();
-    let name = fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&far))).unwrap();
-    let mut port = wire::open(&name, 115_200, None).unwrap();
+    let mut port = wire::open(&terminal_of(&far), 115_200, None).unwrap();
     let why = load(&mut port, &small(9_000), Duration::from_secs(1), &mut |_, _| {}).unwrap_err().to_string();
     assert!(why.contains("no loader has asked for a kernel within 1 s"), "{why}");
     drop(near);

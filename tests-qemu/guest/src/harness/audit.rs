@@ -7,7 +7,7 @@ use core::time::Duration;
 
 use granule::bootargs::{self, PARAMETERS, Parameter};
 use granule::chip::message;
-use granule::chip::timer::{self, Deadline};
+use granule::chip::timer;
 use granule::devices::pci::{self, Function};
 use granule::devices::virtio::mmio::{self, Node};
 use granule::linux::process;
@@ -20,9 +20,11 @@ use granule_arch::{interrupts, wait};
 use granule_pgtable::PageRange;
 use linkme::distributed_slice;
 
+use super::Patience;
+
 /// The owners of devices that their drivers keep.
 const DRIVERS: [&str; 4] = ["blk", "edu", "nvme", "rng"];
-/// How long another CPU may take for what it is in the middle of: longer than a busy host stops it.
+/// How long another CPU may take for what it is in the middle of.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The most that a boot argument may give it, in seconds.
 const MOST: usize = 60;
@@ -151,7 +153,7 @@ fn is_bus_master(function: &Function) -> bool {
 fn state_of(cpu: &Cpu) -> u32 {
     let mut findings = 0;
     for (what, wrong) in WRONG {
-        let patience = Deadline::after(bootargs::get_number("test.patience", MOST).map_or(PATIENCE, seconds));
+        let patience = Patience::of(bootargs::get_number("test.patience", MOST).map_or(PATIENCE, seconds));
         while wrong(cpu) && !patience.has_passed() {
             wait::relax();
         }

@@ -13,6 +13,7 @@ mod taken_frames;
 mod test;
 mod wire;
 
+use core::cell::Cell;
 use core::hint::black_box;
 use core::time::Duration;
 
@@ -72,15 +73,38 @@ pub(crate) fn another_cpu(here: &'static Cpu) -> &'static Cpu {
     smp::online().without(here.id).iter().next().and_then(smp::cpu).unwrap_or(here)
 }
 
-/// The end of a wait for one event that must come, and does not where a fix is away. No test chooses its own: a busy host
-/// may stop a CPU for seconds, and the clock continues.
-pub(crate) fn patience() -> Deadline {
-    Deadline::after(Duration::from_secs(20))
+/// The patience of a wait for one event that must come, and does not where a fix is away: so many milliseconds in which
+/// this CPU has looked. A busy host may stop a CPU for any time, and the clock continues: that is one of them.
+pub(crate) struct Patience {
+    left: Cell<u32>,
+    next: Cell<Deadline>,
 }
 
-/// Sleeps until `is_so`, which is asked once a millisecond, for a minute at most.
+impl Patience {
+    /// For `time`, in whole milliseconds.
+    pub(crate) fn of(time: Duration) -> Self {
+        let left = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+        Self { left: Cell::new(left), next: Cell::new(Deadline::after(Duration::from_millis(1))) }
+    }
+
+    /// Whether it is over.
+    pub(crate) fn has_passed(&self) -> bool {
+        if self.next.get().has_passed() {
+            self.left.set(self.left.get().saturating_sub(1));
+            self.next.set(Deadline::after(Duration::from_millis(1)));
+        }
+        self.left.get() == 0
+    }
+}
+
+/// For 20 s. No test chooses its own.
+pub(crate) fn patience() -> Patience {
+    Patience::of(Duration::from_secs(20))
+}
+
+/// Sleeps until `is_so`, which is asked once a millisecond, as long as [`patience`] lasts.
 pub(crate) fn wait_until(mut is_so: impl FnMut() -> bool) {
-    let patience = Deadline::after(Duration::from_secs(60));
+    let patience = patience();
     while !is_so() && !patience.has_passed() {
         sleep_until(Deadline::after(Duration::from_millis(1)));
     }
