@@ -12,7 +12,10 @@ pub mod leaves;
 pub mod ptdump;
 pub mod session;
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
+
+use granule_runner::debian::{has_debians_tools, newest_qemu};
 
 /// A finished image of `./x build`, such as `granule.img`.
 ///
@@ -30,4 +33,25 @@ pub fn own_file(folder: impl AsRef<Path>, name: &str) -> PathBuf {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or_default().replace(':', "-");
     folder.as_ref().join(format!("{test}.{name}"))
+}
+
+/// Reports the running test as skipped, for this reason: past the harness, to `./x test`.
+pub fn skip(reason: &str) {
+    // One line; without standard error nothing is reported.
+    let _ = writeln!(std::io::stderr(), "@skipped {}", reason.trim().replace('\n', "; "));
+}
+
+/// Whether the running test is skipped because this host cannot take `what` from Debian's packages.
+pub fn skip_without_debians_tools(what: &str) -> bool {
+    let is_skipped = !has_debians_tools();
+    if is_skipped {
+        skip(&format!("no apt-get and dpkg-deb here, for {what}"));
+    }
+    is_skipped
+}
+
+/// The newest QEMU that Debian has; `None`: this host cannot have it, and the running test is skipped. `scratch` keeps
+/// it.
+pub fn newest_qemu_or_skip(scratch: &Path) -> Option<PathBuf> {
+    newest_qemu(&scratch.join("newest-qemu")).inspect_err(|reason| skip(reason)).ok()
 }

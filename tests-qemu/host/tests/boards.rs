@@ -11,7 +11,7 @@ use granule_disk::board::{Board, Parts};
 use granule_disk::layout::{self, Existing};
 use granule_host_tests::session::Session;
 use granule_host_tests::{board, built, own_file, ptdump};
-use granule_runner::debian::{Apt, files, has_debians_tools, newest_trees, output};
+use granule_runner::debian::{ARM64, Apt, files, has_debians_tools, newest_trees, output};
 use granule_runner::machine::{self, Machine};
 use granule_runner::qemu::{Qemu, Reset, Serial, initrd_of};
 
@@ -117,7 +117,7 @@ fn file_of(package: &str, path: &str) -> Result<PathBuf, String> {
     let lock = fs::File::create(directory.join("lock")).map_err(|error| error.to_string())?;
     lock.lock().map_err(|error| error.to_string())?;
     if !file.is_file() {
-        let apt = Apt::new(directory.clone())?;
+        let apt = Apt::new(directory.clone(), ARM64)?;
         output(apt.command("apt-get").args(["-qq", "update"]))?;
         apt.take(package, &directory.join(package))?;
     }

@@ -2,12 +2,11 @@
 //! docs/ref/userfault.md has the cases that they skip, and the reasons.
 
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
 use cpio::newc;
-use granule_host_tests::built;
+use granule_host_tests::{built, skip};
 use granule_runner::machine;
 use granule_runner::qemu::{Qemu, Reset, Serial, initrd_of};
 use granule_runner::script;
@@ -95,8 +94,7 @@ fn linux_s_own_tests_of_userfaultfd_pass() {
     let output = Command::new(script).arg(&folder).output().unwrap();
     let printed = String::from_utf8_lossy(&output.stdout);
     if output.status.code() == Some(CANNOT_BE_HAD) {
-        // Past the harness: `./x test` reports the test as skipped, with this reason.
-        let _ = writeln!(std::io::stderr(), "@skipped {}", printed.lines().last().unwrap_or_default());
+        skip(printed.lines().last().unwrap_or_default());
         return;
     }
     assert!(output.status.success(), "{printed}{}", String::from_utf8_lossy(&output.stderr));

@@ -3,14 +3,12 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
 use granule_host_tests::board::{OnALine, model, terminal_of};
-use granule_host_tests::{built, own_file};
+use granule_host_tests::{built, own_file, skip_without_debians_tools};
 use granule_protocol::{Event, Frame, Nonce, Order, Refusal, Request};
-use granule_runner::debian::has_debians_tools;
 use granule_runner::load::{Entered, Files, load};
 use granule_runner::machine;
 use granule_runner::script;
@@ -59,14 +57,6 @@ fn cpus(session: &str) -> usize {
     session.lines().filter(|line| line.starts_with("cpu ") && line.ends_with(" runs")).count()
 }
 
-fn skip_without_debians_tools() -> bool {
-    let is_skipped = !has_debians_tools();
-    if is_skipped {
-        let _ = writeln!(std::io::stderr(), "@skipped no apt-get and dpkg-deb here, for device trees");
-    }
-    is_skipped
-}
-
 /// At EL1, with PSCI, programs, and the boot arguments of the card before its own.
 #[test]
 #[ignore = "takes minutes: ./x test --long"]
@@ -83,7 +73,7 @@ fn a_kernel_is_loaded_with_its_initrd() {
 #[test]
 #[ignore = "takes minutes: ./x test --long"]
 fn a_raspberry_pi_4_is_loaded_at_el2() {
-    if skip_without_debians_tools() {
+    if skip_without_debians_tools("device trees") {
         return;
     }
     let session = session("raspi4b", Vec::new(), 2, "cpus\nmem");

@@ -1,14 +1,12 @@
 //! The target's tests and benches over a serial line, without semihosting or boot arguments: what `--serial` does, with
 //! QEMU's models for boards, and a pseudo terminal for the line.
 
-use std::io::Write as _;
 use std::path::Path;
 
 use granule_host_tests::board::{OnALine, model};
-use granule_host_tests::built;
+use granule_host_tests::{built, skip_without_debians_tools};
 use granule_protocol::BenchCounter;
 use granule_runner::bench;
-use granule_runner::debian::has_debians_tools;
 use granule_runner::identity;
 use granule_runner::judge::{Outcome, Verdict};
 use granule_runner::list::{self, Test};
@@ -157,8 +155,7 @@ fn benches_run_on_a_cpu_without_a_pmu() {
 /// All tests that a board runs, on its model.
 #[track_caller]
 fn the_suite_passes(name: &str) {
-    if !has_debians_tools() {
-        let _ = writeln!(std::io::stderr(), "@skipped no apt-get and dpkg-deb here, for device trees");
+    if skip_without_debians_tools("device trees") {
         return;
     }
     let count = pass(name, 4, 0, |test| !test.selftest);

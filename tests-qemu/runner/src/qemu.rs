@@ -117,6 +117,13 @@ impl Qemu {
         self
     }
 
+    /// The command line of another QEMU.
+    #[must_use]
+    pub fn by(mut self, program: &Path) -> Self {
+        program.clone_into(&mut self.program);
+        self
+    }
+
     /// Any program in QEMU's place.
     #[cfg(test)]
     pub(crate) fn stand_in(program: &str, arguments: &[&str]) -> Self {
