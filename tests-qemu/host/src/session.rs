@@ -85,6 +85,51 @@ impl Session {
         Ok(received.strip_prefix(command).unwrap_or(received).trim_start().to_owned())
     }
 
+    /// A whole boot: the prompt comes, memory is counted, so many CPUs run, and so does a program of the initrd. Returns
+    /// the output up to the prompt.
+    ///
+    /// # Panics
+    /// When one of them is missing.
+    #[track_caller]
+    pub fn assert_runs(&mut self, cpus: u32) -> String {
+        let banner = self.prompt().unwrap();
+        self.assert_cpus(cpus);
+        self.assert_program();
+        banner
+    }
+
+    /// At the prompt: memory is counted, and so many CPUs run.
+    ///
+    /// # Panics
+    /// When it is not so.
+    #[track_caller]
+    pub fn assert_cpus(&mut self, cpus: u32) {
+        let memory = self.command("mem").unwrap();
+        assert!(memory.starts_with("memory    0x") && memory.contains(" free"), "{memory}");
+        let listed = self.command("cpus").unwrap();
+        let run = listed.lines().filter(|line| line.starts_with("cpu ") && line.ends_with(" runs")).count();
+        assert_eq!(run, cpus as usize, "{listed}");
+    }
+
+    /// At the prompt: a program of the initrd runs.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[track_caller]
+    pub fn assert_program(&mut self) {
+        let hello = self.command("run hello").unwrap();
+        assert!(hello.contains("hello from process"), "{hello}");
+    }
+
+    /// `poweroff` ends the machine, and QEMU with status 0.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[track_caller]
+    pub fn assert_ends(self) {
+        assert_eq!(self.power_off().unwrap(), Some(0));
+    }
+
     /// Types text, whatever the machine is doing.
     pub fn send(&mut self, text: &str) {
         self.guest.send(text);

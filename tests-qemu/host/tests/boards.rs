@@ -4,56 +4,39 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use granule_disk::board::{Board, Parts};
 use granule_disk::layout::{self, Existing};
 use granule_host_tests::session::Session;
-use granule_host_tests::{board, built, own_file, ptdump};
-use granule_runner::debian::{ARM64, Apt, files, has_debians_tools, newest_trees, output};
+use granule_host_tests::{board, built, own_file, ptdump, skip_without_debians_tools};
+use granule_runner::debian::{ARM64, Apt, files, newest_trees, output};
 use granule_runner::machine::{self, Machine};
 use granule_runner::qemu::{Qemu, Reset, Serial, initrd_of};
 
-/// Past the harness: `./x test` reports the test as skipped, with this reason.
-fn skip_without_debians_tools(what: &str) -> bool {
-    let is_skipped = !has_debians_tools();
-    if is_skipped {
-        let _ = writeln!(std::io::stderr(), "@skipped no apt-get and dpkg-deb here, for {what}");
-    }
-    is_skipped
+/// Where tests keep files.
+fn scratch() -> &'static Path {
+    Path::new(env!("CARGO_TARGET_TMPDIR"))
 }
 
-/// All CPUs run, and a program of the initrd does.
-#[track_caller]
-fn assert_runs(session: &mut Session, cpus: u32) {
-    let listed = session.command("cpus").unwrap();
-    let run = listed.lines().filter(|line| line.starts_with("cpu ") && line.ends_with(" runs")).count();
-    assert_eq!(run, cpus as usize, "{listed}");
-    let hello = session.command("run hello").unwrap();
-    assert!(hello.contains("hello from process"), "{hello}");
-}
-
-/// Boots the model of a board of boards.toml. All CPUs run, and a program does.
-fn boots(board: &machine::Board, scratch: &Path) -> Session {
-    let mut session = Session::of(&board::model(board, &built("granule.img"), "script", scratch)).unwrap();
-    session.prompt().unwrap();
-    assert_runs(&mut session, board.cpus);
-    let memory = session.command("mem").unwrap();
-    assert!(memory.contains("free"), "{memory}");
+/// Boots the model of a board of boards.toml, of the usual QEMU or of another.
+fn boots(board: &machine::Board, qemu: Option<&Path>) -> Session {
+    let model = board::model(board, &built("granule.img"), "script", scratch());
+    let model = if let Some(program) = qemu { model.by(program) } else { model };
+    let mut session = Session::of(&model).unwrap();
+    session.assert_runs(board.cpus);
     session
 }
 
 /// Boots a model, which ends; where the console is its second port, the first stays silent.
-fn boots_to_its_end(name: &str) {
+fn boots_to_its_end(name: &str, qemu: Option<&Path>) {
     if skip_without_debians_tools("device trees") {
         return;
     }
-    let (board, scratch) = (machine::board(name).unwrap(), Path::new(env!("CARGO_TARGET_TMPDIR")));
-    let session = boots(&board, scratch);
-    assert_eq!(session.power_off().unwrap(), Some(0));
+    let board = machine::board(name).unwrap();
+    boots(&board, qemu).assert_ends();
     if board.model.is_some_and(|model| model.port == 2) {
-        let other = board::first_port(&board.machine, scratch);
+        let other = board::first_port(&board.machine, scratch());
         assert_eq!(fs::read_to_string(&other).unwrap(), "", "the first port is another device's");
         fs::remove_file(other).unwrap();
     }
@@ -61,8 +44,7 @@ fn boots_to_its_end(name: &str) {
 
 /// Boots a model without firmware, which nothing turns off.
 fn boots_and_stops(name: &str) {
-    let (board, scratch) = (machine::board(name).unwrap(), Path::new(env!("CARGO_TARGET_TMPDIR")));
-    let mut session = boots(&board, scratch);
+    let mut session = boots(&machine::board(name).unwrap(), None);
     session.send("poweroff\n");
     session.wait_for("nothing turns this machine off").unwrap();
 }
@@ -70,31 +52,31 @@ fn boots_and_stops(name: &str) {
 /// A GICv2 and a Cadence UART; PSCI of QEMU's own.
 #[test]
 fn a_zcu102_runs_by_debians_tree() {
-    boots_to_its_end("zcu102");
+    boots_to_its_end("zcu102", None);
 }
 
 /// A GICv3; the console is the second of the i.MX's UARTs.
 #[test]
 fn an_imx8mp_runs_by_debians_tree() {
-    boots_to_its_end("imx8mp-evk");
+    boots_to_its_end("imx8mp-evk", None);
 }
 
 /// A spin table, a mini UART, and a watchdog that ends the machine. The first port is Bluetooth's.
 #[test]
 fn a_raspberry_pi_4_runs_by_debians_tree() {
-    boots_to_its_end("raspi4b");
+    boots_to_its_end("raspi4b", None);
 }
 
 /// No GIC: the BCM2836's interrupt controllers.
 #[test]
 fn a_raspberry_pi_3_runs_by_debians_tree() {
-    boots_to_its_end("raspi3b");
+    boots_to_its_end("raspi3b", None);
 }
 
 /// A GICv3 and a PL011 at EL2; two of the model's four CPUs are those of the real-time processor.
 #[test]
 fn a_versal_runs_by_the_models_tree() {
-    boots_to_its_end("versal");
+    boots_to_its_end("versal", None);
 }
 
 /// A GICv2 and a 16550 with registers four bytes apart, by a tree and with a spin table of the tests' own.
@@ -171,12 +153,9 @@ fn runs_from(
 ) -> String {
     let mut session = from_disk(machine, firmware, disk, more);
     session.wait_for(loads).unwrap();
-    let banner = session.prompt().unwrap();
-    assert_runs(&mut session, machine.smp);
-    let memory = session.command("mem").unwrap();
-    assert!(memory.contains("memory    0x00"), "{memory}");
+    let banner = session.assert_runs(machine.smp);
     look(&mut session);
-    assert_eq!(session.power_off().unwrap(), Some(0));
+    session.assert_ends();
     banner
 }
 
@@ -199,14 +178,13 @@ fn an_image_boots_by_u_boot_on_a_raspberry_pi_4() {
     if skip_without_debians_tools("U-Boot") {
         return;
     }
-    let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let board = machine::board("raspi4b").unwrap();
     let path = disk(Board::Generic, "script", "rpi4.img");
     // The model takes a card whose size is a power of two.
     fs::File::options().write(true).open(&path).unwrap().set_len(128 << 20).unwrap();
     let card = format!("if=sd,format=raw,snapshot=on,file={}", path.display());
     let u_boot = file_of("u-boot-rpi", "usr/lib/u-boot/rpi_4/u-boot.bin").expect("the package can be taken");
-    let (trees, _) = newest_trees(&scratch.join("device-trees")).expect("the package can be taken");
+    let (trees, _) = newest_trees(&scratch().join("device-trees")).expect("the package can be taken");
     let tree = files(&trees, "dtb").into_iter().find(|path| path.ends_with("broadcom/bcm2711-rpi-4-b.dtb"));
     let extra: [OsString; 8] = [
         "-audio".into(),
@@ -218,13 +196,16 @@ fn an_image_boots_by_u_boot_on_a_raspberry_pi_4() {
         "-drive".into(),
         card.into(),
     ];
-    let serial = Serial::SecondPipes(own_file(scratch, "rpi4-u-boot.first-port"));
+    let first_port = own_file(scratch(), "rpi4-u-boot.first-port");
+    let serial = Serial::SecondPipes(first_port.clone());
     let mut session = Session::of(&Qemu::without_kernel(&board.machine, serial, Reset::Ends, &extra)).unwrap();
     session.wait_for("/granule.img").unwrap();
-    session.prompt().unwrap();
-    assert_runs(&mut session, board.cpus);
-    assert_eq!(session.power_off().unwrap(), Some(0));
-    fs::remove_file(own_file(scratch, "rpi4-u-boot.first-port")).unwrap();
+    let by_u_boot = fs::read_to_string(&first_port).unwrap();
+    session.assert_runs(board.cpus);
+    session.assert_ends();
+    // U-Boot begins there, before it has read the tree; the kernel prints nothing.
+    assert_eq!(fs::read_to_string(&first_port).unwrap(), by_u_boot);
+    fs::remove_file(first_port).unwrap();
     fs::remove_file(path).unwrap();
 }
 
