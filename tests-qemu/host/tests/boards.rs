@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use granule_disk::board::{Board, Parts};
 use granule_disk::layout::{self, Existing};
 use granule_host_tests::session::Session;
-use granule_host_tests::{board, built, own_file, ptdump, skip_without_debians_tools};
+use granule_host_tests::{board, built, newest_qemu_or_skip, own_file, ptdump, skip_without_debians_tools};
 use granule_runner::debian::{ARM64, Apt, files, newest_trees, output};
 use granule_runner::machine::{self, Machine};
 use granule_runner::qemu::{Qemu, Reset, Serial, initrd_of};
@@ -89,6 +89,15 @@ fn an_npcm845_runs_without_firmware() {
 #[test]
 fn an_ast2700_runs_without_firmware() {
     boots_and_stops("ast2700-evb");
+}
+
+/// A GICv3 at EL2; a model that QEMU 10.0 does not have.
+#[test]
+#[ignore = "fetches Debian's newest QEMU: ./x test --long"]
+fn an_imx8mm_runs_by_debians_tree_and_newest_qemu() {
+    if let Some(qemu) = newest_qemu_or_skip(scratch()) {
+        boots_to_its_end("imx8mm-evk", Some(&qemu));
+    }
 }
 
 /// A file of Debian's newest package on the first day that it was wanted. Tests that want the same wait.
@@ -291,4 +300,44 @@ fn an_image_boots_by_edk2_with_acpis_tables_alone() {
     });
     assert!(banner.contains("2 CPUs") && !banner.contains("warning"), "{banner}");
     fs::remove_file(path).unwrap();
+}
+
+/// `virt` with ACPI and these devices, and the kernel without a disk: QEMU hands the files to EDK2.
+fn by_edk2_without_a_disk(devices: &[&str], append: &str) -> Qemu {
+    let machine = machine::named("v1").unwrap();
+    let devices = devices.iter().map(|device| (*device).into()).collect();
+    let machine = Machine { machine: format!("{},acpi=on", machine.machine), devices, ..machine };
+    let append = format!("script semihosting {append}");
+    let extra = ["-bios".into(), edk2().into()];
+    Qemu::new(&machine, &built("granule.img"), Serial::Pipes, Reset::Ends, &append, &extra)
+}
+
+/// By IORT, each of two root buses is behind an SMMU of its own, which has the streams of that bus alone.
+#[test]
+#[ignore = "fetches Debian's newest QEMU: ./x test --long"]
+fn two_root_buses_are_behind_two_smmus_by_acpis_tables() {
+    let Some(qemu) = newest_qemu_or_skip(scratch()) else { return };
+    let devices = [
+        "pxb-pcie,id=second,bus_nr=8,bus=pcie.0",
+        "pcie-root-port,id=behind,bus=second",
+        "arm-smmuv3,primary-bus=pcie.0",
+        "arm-smmuv3,primary-bus=second",
+        "nvme,bus=pcie.0,addr=5",
+        "nvme,bus=behind",
+    ];
+    let mut session = Session::of(&by_edk2_without_a_disk(&devices, "").by(&qemu)).unwrap();
+    session.assert_runs(2);
+    session.command("vmalloc 1").unwrap();
+    for (disk, sector) in [("nvme", 5), ("nvme1", 4711)] {
+        let read = session.command(&format!("blk {disk} read {sector} $")).unwrap();
+        let found = session.command(&format!("peek $ q = {sector}")).unwrap();
+        assert!(!read.contains("error") && !found.contains("error"), "{disk}: {read}{found}");
+    }
+    let dump = session.command("smmu dump").unwrap();
+    let (first, second) = dump.split_once("SMMU 1:").expect("there are two SMMUs");
+    for (smmu, own, other) in [(first, "0x0028", "0x0900"), (second, "0x0900", "0x0028")] {
+        let has = |stream: &str| smmu.contains(&format!("stream {stream}  translate"));
+        assert!(has(own) && !has(other), "{dump}");
+    }
+    session.assert_ends();
 }
