@@ -3,7 +3,7 @@
 //!
 //! The device tree has names and addresses as Linux's trees have them, as far as a boot needs them. All CPUs of such a
 //! model run at once, and QEMU puts only the first into a kernel; it answers no PSCI. The others are put into a spin
-//! table in the memory within the chip, which the kernel does not use otherwise.
+//! table in the memory within the chip, or in a page of memory, which the kernel leaves alone as it has release addresses.
 
 use std::ffi::OsString;
 use std::fs;
@@ -17,30 +17,54 @@ use crate::own_file;
 /// Hardware that QEMU's documents and sources give.
 struct Hardware {
     memory: [u64; 2],
-    /// Of the memory within the chip.
+    cpu: &'static str,
+    /// Of the memory that has the spin table.
     start: u64,
     gic: (&'static str, &'static [u64]),
     uart: (&'static [&'static str], u64),
+    /// The binary logarithm of the bytes between its registers, where its kind does not have that.
+    shift: Option<u32>,
     /// The port's shared interrupt, where a driven interrupt controller has it.
     interrupt: Option<u32>,
+    /// Further options of QEMU's.
+    options: &'static [&'static str],
 }
 
 /// Linux's `nuvoton/nuvoton-npcm845-evb.dts`.
 const NPCM845: Hardware = Hardware {
     memory: [0, 1 << 30],
+    cpu: "arm,cortex-a35",
     start: 0xfffb_0000,
     gic: ("arm,gic-400", &[0xdfff_9000, 0x1000, 0xdfff_a000, 0x2000]),
     uart: (&["nuvoton,npcm845-uart", "nuvoton,npcm750-uart"], 0xf000_0000),
+    shift: Some(2),
     interrupt: Some(192),
+    options: &[],
 };
 
 /// Linux's `aspeed/ast2700-evb.dts`. The interrupt of the port comes by a controller of Aspeed's.
 const AST2700: Hardware = Hardware {
     memory: [0x4_0000_0000, 1 << 30],
+    cpu: "arm,cortex-a35",
     start: 0x1000_0000,
     gic: ("arm,gic-v3", &[0x1220_0000, 0x1_0000, 0x1228_0000, 0x8_0000]),
     uart: (&["ns16550a"], 0x14c3_3b00),
+    shift: Some(2),
     interrupt: None,
+    options: &[],
+};
+
+/// QEMU's `hw/arm/sbsa-ref.c`: the tree that QEMU makes is for firmware, and has neither console nor interrupt controller
+/// in the words of a kernel's. Its display wants a ROM that distributions package apart.
+const SBSA_REF: Hardware = Hardware {
+    memory: [0x100_0000_0000, 1 << 30],
+    cpu: "arm,neoverse-n1",
+    start: 0x100_3fff_f000,
+    gic: ("arm,gic-v3", &[0x4006_0000, 0x1_0000, 0x4008_0000, 0x400_0000]),
+    uart: (&["arm,sbsa-uart"], 0x6000_0000),
+    shift: None,
+    interrupt: Some(1),
+    options: &["-global", "bochs-display.romfile="],
 };
 
 /// A CPU waits for its word of those at the end. At EL3 it goes to EL2 first: non-secure AArch64, HVC enabled, and the
@@ -73,6 +97,7 @@ pub(crate) fn options(machine: &Machine, scratch: &Path) -> Option<Vec<OsString>
     let hardware = match machine.name.as_str() {
         "npcm845-evb" => &NPCM845,
         "ast2700-evb" => &AST2700,
+        "sbsa-ref" => &SBSA_REF,
         _ => return None,
     };
     let [tree, table] = ["dtb", "spin-table"].map(|end| own_file(scratch, &format!("{}.{end}", machine.name)));
@@ -81,6 +106,7 @@ pub(crate) fn options(machine: &Machine, scratch: &Path) -> Option<Vec<OsString>
     write(&tree, hardware.tree(&machine.name));
     write(&table, words.collect());
     let mut options: Vec<OsString> = vec!["-dtb".into(), tree.into()];
+    options.extend(hardware.options.iter().map(Into::into));
     let start = hardware.start;
     let loads = (1..CPUS).map(|cpu| format!("loader,cpu-num={cpu},addr={start:#x}"));
     for load in [format!("loader,file={},addr={start:#x},force-raw=on", table.display())].into_iter().chain(loads) {
@@ -99,8 +125,8 @@ impl Hardware {
         let mut port = vec![
             ("compatible", compatible.iter().flat_map(|name| text(name)).collect()),
             ("reg", wide(&[uart, 0x100])),
-            ("reg-shift", cells(&[2])),
         ];
+        port.extend(self.shift.map(|shift| ("reg-shift", cells(&[shift]))));
         port.extend(self.interrupt.map(|number| ("interrupts", cells(&[0, number, 4]))));
         // Secure and non-secure EL1, the virtual timer, EL2.
         let timers = [13, 14, 11, 10].map(|number| [1, number, 0xf08]);
@@ -108,7 +134,7 @@ impl Hardware {
         let cpu = |number: u32| {
             let properties = vec![
                 ("device_type", text("cpu")),
-                ("compatible", text("arm,cortex-a35")),
+                ("compatible", text(self.cpu)),
                 ("reg", cells(&[number])),
                 ("enable-method", text("spin-table")),
                 ("cpu-release-addr", wide(&[words + 8 * u64::from(number)])),

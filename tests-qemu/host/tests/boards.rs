@@ -91,6 +91,12 @@ fn an_ast2700_runs_without_firmware() {
     boots_and_stops("ast2700-evb");
 }
 
+/// A GICv3, an SBSA UART, and memory above 1 TiB.
+#[test]
+fn an_sbsa_reference_machine_runs_without_firmware() {
+    boots_and_stops("sbsa-ref");
+}
+
 /// A GICv3 at EL2; a model that QEMU 10.0 does not have.
 #[test]
 #[ignore = "fetches Debian's newest QEMU: ./x test --long"]

@@ -198,3 +198,9 @@ fn the_suite_passes_on_a_raspberry_pi_4() {
 fn the_suite_passes_on_a_raspberry_pi_3() {
     the_suite_passes("raspi3b");
 }
+
+#[test]
+#[ignore = "takes minutes: ./x test --long"]
+fn the_suite_passes_on_an_sbsa_reference_machine() {
+    the_suite_passes("sbsa-ref");
+}
