@@ -261,3 +261,33 @@ fn a_corrupt_tree_is_a_message() {
     let said = with_tree(|tree| tree[8..12].copy_from_slice(&0x00ff_fff1u32.to_be_bytes()));
     assert!(said.contains("device tree"), "{said}");
 }
+
+/// Boots each of these CPUs alone, and runs a program.
+fn boots_on(machine: &str, cpus: &[&str]) {
+    for cpu in cpus {
+        assert_boots(machine, "granule.img", &["-smp", "1", "-m", "512M", "-cpu", cpu], ": 1 CPU, 512M of memory");
+    }
+}
+
+/// CPUs of Arm's and Fujitsu's that no machine of machines.toml has, and QEMU's own without what it has beside them.
+#[test]
+fn cpus_of_every_generation_boot() {
+    let cpus = ["cortex-a35", "cortex-a55", "cortex-a57", "cortex-a76", "cortex-a710", "a64fx"];
+    boots_on("a72", &cpus[..3]);
+    boots_on("v1", &cpus[3..]);
+    boots_on("v1", &["max,lpa2=off,pauth=off,sve=off,sme=off,pmu=off"]);
+}
+
+/// At EL1 and EL2, and each feature of QEMU's own CPU away by itself.
+#[test]
+#[ignore = "takes half a minute: ./x test --long"]
+fn cpus_of_every_generation_boot_at_both_levels() {
+    let cpus = ["cortex-a35", "cortex-a53", "cortex-a55", "cortex-a57", "cortex-a72", "cortex-a76", "cortex-a710"];
+    let servers = ["neoverse-n1", "neoverse-n2", "neoverse-v1", "a64fx", "max"];
+    let without = ["max,lpa2=off", "max,pauth=off", "max,sve=off", "max,sme=off", "max,sve=off,sme=off", "max,pmu=off"];
+    for machine in ["v1", "el2"] {
+        for cpus in [&cpus[..], &servers, &without] {
+            boots_on(machine, cpus);
+        }
+    }
+}
