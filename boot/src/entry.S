@@ -1,7 +1,7 @@
 // From the loader's jump to the first Rust function, on the boot CPU and on every other.
 //
-// Entered at EL2 or EL1 with the MMU off, at any 2 MiB aligned address, as Linux's arm64 boot protocol has it. In
-// order:
+// Entered at EL2 or EL1 with the MMU off, at the start of any page of 4 KiB, of which Linux's arm64 boot protocol has
+// those at multiples of 2 MiB. In order:
 //
 //   drop_to_el1     EL2: everything that EL2 could withhold from EL1 is granted or switched off, then EL1
 //   build_tables    boot CPU: the image by pages with final permissions, the fixmap, the identity page

@@ -318,6 +318,32 @@ fn by_edk2_without_a_disk(devices: &[&str], append: &str) -> Qemu {
     Qemu::new(&machine, &built("granule.img"), Serial::Pipes, Reset::Ends, &append, &extra)
 }
 
+/// EDK2 has the arguments as load options alone: there are neither a file nor a device tree that could have them.
+#[test]
+fn edk2_hands_over_arguments_as_load_options() {
+    if skip_without_debians_tools("EDK2") {
+        return;
+    }
+    let mut session = Session::of(&by_edk2_without_a_disk(&[], "maxcpus=1")).unwrap();
+    let banner = session.assert_runs(1);
+    assert!(banner.contains(": 1 CPU,") && !banner.contains("warning"), "{banner}");
+    session.assert_ends();
+}
+
+/// QEMU hands over an initrd with a kernel that is none: EDK2 starts the one on the disk, and has the initrd at the vendor
+/// media path. The disk has none under the name that the arguments give.
+#[test]
+fn edk2_hands_over_an_initrd_at_its_vendor_media_path() {
+    if skip_without_debians_tools("EDK2") {
+        return;
+    }
+    let path = disk(Board::Uefi, "script semihosting initrd=/none.cpio", "edk2-initrd.img");
+    let initrd = initrd_of(&built("granule.img")).display().to_string();
+    let more = ["-kernel", &initrd, "-initrd", &initrd];
+    runs_from(&virt(",acpi=off"), &edk2(), &path, &more, "BdsDxe: starting", |_| {});
+    fs::remove_file(path).unwrap();
+}
+
 /// By IORT, each of two root buses is behind an SMMU of its own, which has the streams of that bus alone.
 #[test]
 #[ignore = "fetches Debian's newest QEMU: ./x test --long"]

@@ -117,10 +117,11 @@ fn the_prompt_is_two_million_instructions_away_at_most() {
     assert!((100_000..=2_000_000).contains(&count), "{count} instructions");
 }
 
-/// Loaded where no loader of QEMU's would: the kernel finds out where it is, at a multiple of 2 MiB.
+/// Loaded where no loader of QEMU's would: the kernel finds out where it is, at a multiple of 2 MiB, of 64 KiB or of
+/// 4 KiB.
 #[test]
-fn boots_at_any_two_mebibytes() {
-    for address in ["0x40400000", "0x52c00000", "0x7fa00000"] {
+fn boots_at_any_page() {
+    for address in ["0x40400000", "0x52c00000", "0x7fa00000", "0x40210000", "0x40281000"] {
         // `-kernel` has one address only; a loader device puts the Image anywhere, and the first CPU at its start.
         let mut machine = machine::named("default").unwrap();
         machine.memory = "1G".into();
