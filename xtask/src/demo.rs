@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use granule_image::compile::Built;
 use granule_runner::session::{self, Plan};
-use granule_runner::{demo, list, machine};
+use granule_runner::{demo, list, machine, qemu};
 
 /// Where a demo runs that does not ask for a machine.
 const DEFAULT: &str = "default";
@@ -38,7 +38,10 @@ pub(crate) fn run(options: &Options, built: &Built) -> Result<()> {
     let boots = if options.append.is_empty() { demo::boots(demo) } else { &[options.append.as_str()][..] };
     let (output, wrong) = demo::run(demo, boots, |tests, bootargs| {
         let (machine, image) = (described.clone(), built.tests.image.clone());
-        session::boot(&Plan { machine, image, seed: 0, bootargs: bootargs.into(), extra: Vec::new() }, tests)
+        session::boot(
+            &Plan { machine, image, seed: 0, bootargs: bootargs.into(), extra: Vec::new(), qemu: qemu::program() },
+            tests,
+        )
     });
     println!("{output}");
     match wrong {

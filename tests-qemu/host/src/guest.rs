@@ -3,6 +3,7 @@
 use granule_runner::judge::{Outcome, Verdict};
 use granule_runner::list::{self, Test};
 use granule_runner::machine;
+use granule_runner::qemu;
 use granule_runner::session::{self, Plan};
 
 use crate::built;
@@ -29,6 +30,7 @@ pub fn plan(machine: &str, bootargs: &str) -> Plan {
         seed: 0,
         bootargs: bootargs.into(),
         extra: Vec::new(),
+        qemu: qemu::program(),
     }
 }
 

@@ -1,27 +1,14 @@
 //! Address spaces with so few numbers that they run out all the time.
 
-use granule_host_tests::built;
+use granule_host_tests::guest::outcome;
 use granule_runner::judge::Verdict;
-use granule_runner::session::{self, Plan};
-use granule_runner::{list, machine};
 
 /// Sixty spaces at EL0 under seventeen numbers, on three CPUs. They have no CNP: with it the kernel goes by way of no
 /// tables from one space to the next, where QEMU empties its TLB, which hides two spaces under one number.
 #[test]
 fn numbers_run_out_and_no_space_sees_another() {
     let name = "user::each_space_has_its_own_page_under_any_number";
-    let tests = list::read(&built("granule-tests.elf")).unwrap();
-    let test = tests.into_iter().find(|test| test.name == name).unwrap_or_else(|| panic!("no test {name}"));
-    let plan = Plan {
-        machine: machine::named("a72").unwrap(),
-        image: built("granule-tests.img"),
-        seed: 0,
-        bootargs: "asids=18".to_string(),
-        extra: Vec::new(),
-    };
-    let mut outcomes = Vec::new();
-    session::run(&[test], |left| Some(session::boot(&plan, left)), |_, outcome| outcomes.push(outcome));
-    let [outcome] = &outcomes[..] else { panic!("{outcomes:?}") };
+    let outcome = outcome("a72", "asids=18", name);
     assert!(matches!(outcome.verdict, Verdict::Passed(_)), "{outcome:?}");
     let generations = outcome.output.split("generations: ").nth(1).and_then(|rest| rest.lines().next());
     let generations: u64 = generations.and_then(|count| count.trim().parse().ok()).expect("the test prints them");

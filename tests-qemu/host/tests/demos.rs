@@ -3,7 +3,7 @@
 use granule_host_tests::built;
 use granule_runner::list::Test;
 use granule_runner::session::{self, Plan};
-use granule_runner::{demo, list, machine};
+use granule_runner::{demo, list, machine, qemu};
 
 fn tests() -> Vec<Test> {
     list::read(&built("granule-tests.elf")).unwrap()
@@ -14,7 +14,7 @@ fn run_in(test: &Test, boots: &[&str]) -> (String, Option<String>) {
     demo::run(test, boots, |tests, bootargs| {
         let machine = machine::named(test.machines.first().map_or("default", String::as_str)).unwrap();
         let (image, bootargs) = (built("granule-tests.img"), bootargs.into());
-        session::boot(&Plan { machine, image, seed: 0, bootargs, extra: Vec::new() }, tests)
+        session::boot(&Plan { machine, image, seed: 0, bootargs, extra: Vec::new(), qemu: qemu::program() }, tests)
     })
 }
 

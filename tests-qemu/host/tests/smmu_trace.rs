@@ -1,32 +1,23 @@
 //! The SMMU from outside: what a test on the target prints of its device, against QEMU's trace of it.
 
-use granule_host_tests::{built, own_file};
+use granule_host_tests::guest::{outcome_of, plan};
+use granule_host_tests::own_file;
 use granule_runner::judge::{Outcome, Verdict};
-use granule_runner::session::{self, Plan};
+use granule_runner::session::Plan;
 use granule_runner::trace_check::{self, Agreed};
-use granule_runner::{list, machine};
 
 const CHANGES: &str = "smmu::account::each_change_is_notified_once_and_exactly";
 const CONTROL: &str = "smmu::account::what_a_device_writes_while_it_is_shut_out_does_not_arrive";
 
 /// Runs one target test under a trace: how it went, and the trace.
 fn traced(name: &str, bootargs: &str) -> (Outcome, String) {
-    let tests = list::read(&built("granule-tests.elf")).unwrap();
-    let test = tests.into_iter().find(|test| test.name == name).unwrap_or_else(|| panic!("no test {name}"));
     let kind: String = format!("{name}{bootargs}").chars().filter(char::is_ascii_alphanumeric).collect();
     let log = own_file(env!("CARGO_TARGET_TMPDIR"), &format!("{kind}.trace"));
-    let plan = Plan {
-        machine: machine::named("default").unwrap(),
-        image: built("granule-tests.img"),
-        seed: 0,
-        bootargs: bootargs.into(),
-        extra: trace_check::arguments(&log),
-    };
-    let mut outcomes = Vec::new();
-    session::run(&[test], |left| Some(session::boot(&plan, left)), |_, outcome| outcomes.push(outcome));
+    let plan = Plan { extra: trace_check::arguments(&log), ..plan("default", bootargs) };
+    let outcome = outcome_of(&plan, name);
     let trace = std::fs::read_to_string(&log).unwrap();
     std::fs::remove_file(&log).unwrap();
-    (outcomes.remove(0), trace)
+    (outcome, trace)
 }
 
 #[track_caller]

@@ -42,6 +42,8 @@ pub struct Plan {
     pub bootargs: String,
     /// More QEMU arguments.
     pub extra: Vec<OsString>,
+    /// QEMU.
+    pub qemu: PathBuf,
 }
 
 /// Runs the tests, reporting each verdict as it is final, as long as `boot` boots the machine for those that are left.
@@ -90,7 +92,7 @@ fn try_boot(plan: &Plan, tests: &[&Test]) -> Result<Boot> {
         bootargs.push(' ');
         bootargs.push_str(&plan.bootargs);
     }
-    let qemu = Qemu::new(&plan.machine, &plan.image, Serial::Pipes, Reset::Ends, &bootargs, &plan.extra);
+    let qemu = Qemu::new(&plan.machine, &plan.image, Serial::Pipes, Reset::Ends, &bootargs, &plan.extra).by(&plan.qemu);
     let mut guest = Guest::start(&qemu)?;
     let mut judge = Judge::new(nonce, indices);
     let mut taken = Taken { begin: Instant::now(), work: Duration::ZERO, memory: 0 };

@@ -24,13 +24,14 @@ const RAN: &str = "test result: ok. 1 passed";
 const DOCUMENTATION: &str = "documentation";
 /// The memory of most tests at most: machines of the others are kept until the process ends, or are large.
 pub const MEMORY_MIB: u64 = 600;
-const LARGER: [(&str, u64); 8] = [
+const LARGER: [(&str, u64); 9] = [
     ("granule::mm::space::tests::random::", 1700),
     ("granule::mm::space::tests::migrate::anything_may_happen_to_a_block", 1600),
     ("granule::mm::kernel::tests::random::", 1500),
     ("granule_host_tests::latency::latency_is_bounded_", 1500),
     ("granule::mm::kernel::tests::large::", 1000),
     ("granule::iommu::tests::bound::", 900),
+    ("granule_host_tests::newest_qemu::", 800),
     ("granule::mm::space::tests::entries::", 800),
     ("granule::mm::space::tests::tag_storage::", 800),
 ];

@@ -9,6 +9,7 @@ use granule_runner::identity;
 use granule_runner::judge::{Boot, Verdict};
 use granule_runner::list::{self, Skip, Test};
 use granule_runner::machine::{self, Machine};
+use granule_runner::qemu;
 use granule_runner::report::Status;
 use granule_runner::serial::Port;
 use granule_runner::session::{self, Plan};
@@ -35,7 +36,14 @@ pub(super) fn add(list: &mut List<'_>, image: &Program) -> Result<()> {
     for machine in machines {
         let memory_mib = machine.touched_mib() + QEMU_MIB;
         let (image, seed) = (image.image.clone(), list.seed);
-        let plan = Plan { machine: machine.clone(), image, seed, bootargs: String::new(), extra: Vec::new() };
+        let plan = Plan {
+            machine: machine.clone(),
+            image,
+            seed,
+            bootargs: String::new(),
+            extra: Vec::new(),
+            qemu: qemu::program(),
+        };
         add_machine(list, &machine, memory_mib, &tests, turn.as_deref(), move |left| session::boot(&plan, left));
     }
     Ok(())
