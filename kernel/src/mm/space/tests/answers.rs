@@ -69,7 +69,7 @@ fn a_copy_without_a_pager_waits_for_another_copy() {
     });
 }
 
-/// A pager that wants SIGBUS, serves no accesses of the kernel, or is not to be asked, refuses what is missing alone.
+/// A pager that wants SIGBUS, serves no accesses of the kernel, or may not be asked, refuses what is missing alone.
 #[test]
 fn no_sigbus_for_a_page_that_is_copied() {
     let rig = Rig::new(4);

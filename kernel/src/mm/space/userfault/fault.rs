@@ -106,7 +106,7 @@ impl Space {
     /// no lock is held. `cpu` is the CPU that this runs on.
     ///
     /// # Errors
-    /// [`FaultError::Unusable`] (the pager wants SIGBUS, serves no accesses of the kernel, is not to be asked, or does not
+    /// [`FaultError::Unusable`] (the pager wants SIGBUS, serves no accesses of the kernel, may not be asked, or does not
     /// serve a device's in time; or the program ends), [`FaultError::OutOfMemory`].
     #[cold]
     #[inline(never)]
