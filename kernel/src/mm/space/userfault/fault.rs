@@ -31,7 +31,7 @@ pub enum FaultMode {
     El0,
     /// The kernel for it: a signal that ends the program does.
     Kernel,
-    /// The kernel for a program that is not to wait for the pager of another: it fails.
+    /// The kernel for a program that waits for no pager of another: it fails.
     WithoutPager,
     /// A device, whose transfer this thread completes: the wait ends after [`DEVICE_PATIENCE`].
     Device,
