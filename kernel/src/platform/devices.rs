@@ -103,10 +103,10 @@ impl<'t> Found<'t> {
                     self.timer = Some(TimerNode::read(node));
                 }
                 "arm,psci-1.0" | "arm,psci-0.2" if self.psci.is_none() => {
-                    self.psci = Some(Psci { conduit: conduit(node)?, functions: PsciFunctions::Standard });
+                    self.psci = psci(node, |_| PsciFunctions::Standard);
                 }
                 "arm,psci" if self.psci.is_none() => {
-                    self.psci = Some(Psci { conduit: conduit(node)?, functions: listed_functions(node) });
+                    self.psci = psci(node, listed_functions);
                 }
                 "pci-host-ecam-generic" if self.pcie.is_none() => {
                     self.pcie = dispensable(pcie::HostBridgeNode::read(node))
@@ -239,6 +239,11 @@ fn enable_method(node: &Node<'_, '_>) -> EnableMethod {
         }
         _ => EnableMethod::Unknown,
     }
+}
+
+/// PSCI, if the node has how it is called: without it the CPU that boots is the only one, as on Linux.
+fn psci(node: &Node<'_, '_>, functions: fn(&Node<'_, '_>) -> PsciFunctions) -> Option<Psci> {
+    dispensable(conduit(node)).map(|conduit| Psci { conduit, functions: functions(node) })
 }
 
 fn conduit(node: &Node<'_, '_>) -> Result<Conduit, PlatformError> {

@@ -63,7 +63,7 @@ pub use error::{NodeName, PlatformError, TableError};
 pub use features::SystemFeatures;
 pub use interrupts::{Interrupt, Trigger};
 pub use memory::{KaslrSeed, kaslr_seed};
-pub use pcie::{IdMap, InterruptLines, MappedId, Pcie, Window, WindowKind};
+pub use pcie::{IdMap, InterruptLines, MappedId, Pcie, Window, WindowKind, Windows};
 pub use power::{Bcm2835Pm, PowerRegisters, SysconWrite};
 pub use size_change::SizeChange;
 pub use structure::StructureError;

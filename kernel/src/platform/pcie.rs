@@ -9,7 +9,7 @@
 use granule_arch::addr::PhysRange;
 use heapless::Vec;
 
-use super::error::PlatformError;
+use super::error::{PlatformError, dispensable};
 use super::interrupts::{ControllerNode, Interrupt, interrupt_of};
 use super::tree::{self, DmaRange, DmaRanges, cell, number};
 
@@ -18,6 +18,9 @@ pub(super) const BUS: u64 = 1 << 20;
 /// Cells of a PCI address, and of a size on its bus.
 const ADDRESS: usize = 3;
 const SIZE: usize = 2;
+
+/// The windows of a host bridge. Those of a known board are at most seven.
+pub type Windows = Vec<Window, 8>;
 
 /// A PCIe host bridge.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -28,7 +31,7 @@ pub struct Pcie {
     pub buses: (u8, u8),
     /// Where the CPU reaches memory and ports of its devices. `None`: ACPI has them in AML alone, so bus numbers and
     /// addresses stay as firmware set them, and addresses on the bus are those of the CPU.
-    pub windows: Option<Vec<Window, 4>>,
+    pub windows: Option<Windows>,
     /// From requester IDs to StreamIDs, and the SMMUs that they are of. **Also of SMMUs that there is no driver for**:
     /// such a function is not one that no SMMU is in front of.
     pub streams: IdMap,
@@ -179,7 +182,7 @@ pub(super) struct HostBridgeNode<'t> {
     node: tree::Detached<'t>,
     ecam: PhysRange,
     buses: (u8, u8),
-    windows: Vec<Window, 4>,
+    windows: Windows,
     coherent: bool,
     dma: DmaRanges,
 }
@@ -214,20 +217,23 @@ impl<'t> HostBridgeNode<'t> {
             "interrupt-map-mask",
         ]);
         let streams = id_map(stream_map, stream_mask, &|_| true).ok_or_else(|| node.bad("iommu-map"))?;
+        // A device without messages and lines is polled; without its StreamID it would not be kept from memory.
         let messages = references.messages();
         let takes = |phandle| messages == Some(phandle);
         let devices = match (message_map, parent.and_then(|parent| cell(parent.get(..4)?))) {
             (None, Some(phandle)) if takes(phandle) => IdMap::of_all(phandle),
             _ if messages.is_none() => IdMap::default(),
-            _ => id_map(message_map, message_mask, &takes).ok_or_else(|| node.bad("msi-map"))?,
+            _ => or_none(id_map(message_map, message_mask, &takes).ok_or_else(|| node.bad("msi-map"))),
         };
-        let lines = match line_map {
-            Some(map) => interrupt_lines(map, line_mask, &references.gic),
-            None => Some(InterruptLines::default()),
-        };
-        let lines = lines.ok_or_else(|| node.bad("interrupt-map"))?;
+        let lines = line_map.map(|map| interrupt_lines(map, line_mask, &references.gic));
+        let lines = lines.map(|lines| or_none(lines.ok_or_else(|| node.bad("interrupt-map")))).unwrap_or_default();
         Ok(Pcie { ecam, buses, windows: Some(windows), streams, devices, lines, coherent, dma })
     }
+}
+
+/// An empty map in place of one that makes no sense.
+fn or_none<T: Default>(map: Result<T, PlatformError>) -> T {
+    dispensable(map).unwrap_or_default()
 }
 
 fn bus_range(value: &[u8]) -> Option<(u8, u8)> {
@@ -260,27 +266,47 @@ fn translations<'a>(
     })
 }
 
-/// `ranges`: the windows of the bus in the CPU's addresses.
-fn windows(node: &tree::Node<'_, '_>) -> Result<Vec<Window, 4>, PlatformError> {
-    let bad = || node.bad("ranges");
-    let mut windows = Vec::new();
+/// `ranges`: the windows of the bus in the CPU's addresses. One that makes no sense, or that there is no room for, is
+/// left out alone: devices have the others.
+fn windows(node: &tree::Node<'_, '_>) -> Result<Windows, PlatformError> {
+    let mut windows = Windows::new();
     let Some(ranges) = node.ranges() else { return Ok(windows) };
-    for range in translations(node, ranges).ok_or_else(bad)? {
-        let (space, bus, cpu, size) = range.ok_or_else(bad)?;
-        // npt000ss in the first byte: which space, and whether reads have effects (IEEE 1275 PCI, 2.2.1.1).
-        let kind = match space >> 24 & 3 {
-            1 => WindowKind::Io,
-            2 => WindowKind::Memory32,
-            3 => WindowKind::Memory64,
-            _ => continue,
-        };
-        let fits = bus.checked_add(size).is_some_and(|end| kind != WindowKind::Memory32 || end <= 1 << 32);
-        let cpu = node.to_cpu(cpu, size).filter(|_| fits && size != 0).ok_or_else(bad)?;
-        let window = Window { kind, prefetchable: space & 1 << 30 != 0, bus, cpu };
-        let full = PlatformError::TooMany { what: "windows of a PCIe host bridge", limit: windows.capacity() };
-        windows.push(window).map_err(|_| full)?;
+    for (index, range) in translations(node, ranges).ok_or_else(|| node.bad("ranges"))?.enumerate() {
+        if range.is_some_and(|(space, ..)| space >> 24 & 3 == CONFIGURATION) {
+            continue;
+        }
+        match range.and_then(|range| window(node, range)).map(|window| windows.push(window)) {
+            Some(Ok(())) => {}
+            Some(Err(Window { bus, .. })) => {
+                let (name, most) = (node.name(), windows.capacity());
+                crate::log::warn!("device tree: {name}: more than {most} windows; that at {bus:#x} is left out");
+            }
+            None => crate::log::warn!("device tree: {}: bad window {index} of ranges; it is left out", node.name()),
+        }
     }
     Ok(windows)
+}
+
+/// Spaces of a PCI address, bits 25:24 of its first cell (npt000ss in the first byte; IEEE 1275 PCI, 2.2.1.1).
+const CONFIGURATION: u32 = 0;
+const IO: u32 = 1;
+const MEMORY_64: u32 = 3;
+
+/// The window of an entry of `ranges`; `None` where it is empty, runs over, or the CPU does not reach it.
+///
+/// Memory is of the kind that its addresses have, as on Linux: trees call windows above 4 GiB memory of 32 bits
+/// (LS1028A, Juno), and windows below of 64 (RK3399). Only a prefetchable one below stays of 64 bits, so that there may
+/// be another in which reads have effects.
+fn window(node: &tree::Node<'_, '_>, (space, bus, cpu, size): Translation) -> Option<Window> {
+    let end = bus.checked_add(size).filter(|_| size != 0)?;
+    let prefetchable = space & 1 << 30 != 0;
+    let kind = match space >> 24 & 3 {
+        IO => WindowKind::Io,
+        MEMORY_64 if prefetchable => WindowKind::Memory64,
+        _ if end <= 1 << 32 => WindowKind::Memory32,
+        _ => WindowKind::Memory64,
+    };
+    Some(Window { kind, prefetchable, bus, cpu: node.to_cpu(cpu, size)? })
 }
 
 /// `dma-ranges`: as `ranges`, for accesses in the other direction. Without it devices reach all addresses.
@@ -329,7 +355,7 @@ fn interrupt_lines(map: &[u8], mask: Option<&[u8]>, gic: &ControllerNode) -> Opt
     };
     let after = (ADDRESS + PIN + 1).checked_add(gic.address_cells as usize)?;
     let entry = after.checked_add(gic.interrupt_cells as usize)?.checked_mul(4)?;
-    let mut lines = Vec::new();
+    let mut lines = Vec::<_, 32>::new();
     for line in map.chunks(entry) {
         // Only another controller itself could define how long its entry is.
         if Some(field(line, ADDRESS + PIN)?) != gic.phandle {
@@ -337,7 +363,10 @@ fn interrupt_lines(map: &[u8], mask: Option<&[u8]>, gic: &ControllerNode) -> Opt
             break;
         }
         let interrupt = interrupt_of(gic.kind, line.get(after * 4..)?)?;
-        lines.push((field(line, 0)? & mask.0, field(line, ADDRESS)? & mask.1, interrupt)).ok()?;
+        if lines.push((field(line, 0)? & mask.0, field(line, ADDRESS)? & mask.1, interrupt)).is_err() {
+            crate::log::warn!("device tree: more than {} lines of interrupt-map; others are left out", lines.len());
+            break;
+        }
     }
     Some(InterruptLines { mask, lines })
 }

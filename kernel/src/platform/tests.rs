@@ -592,11 +592,16 @@ fn what_no_kernel_can_do_without_is_named() {
     assert_eq!(error(&Machine { memory: Vec::new(), ..Machine::default() }), "device tree: /memory has no reg");
     assert_eq!(error(&Machine { cpus: 0, ..Machine::default() }), "device tree: /cpus has no cpu");
     assert!(error(&Machine { gic: |_| {}, ..Machine::default() }).contains("interrupt controller"));
-    assert_eq!(error(&Machine { psci: "call", ..Machine::default() }), "device tree: psci: bad method");
     let memory = cells(&[0, 0x4000_0000, 0]);
     assert_eq!(error(&Machine { memory, ..Machine::default() }), "device tree: memory@40000000: bad reg");
     let wraps = cells(&[!0, !0, 0, 0x1000]);
     assert_eq!(error(&Machine { memory: wraps, ..Machine::default() }), "device tree: memory@40000000: bad reg");
+}
+
+#[test]
+fn psci_without_a_way_to_call_it_is_left_out() {
+    let platform = parse(&Machine { psci: "call", ..Machine::default() });
+    assert_eq!((platform.psci, platform.cpus.len()), (None, parse(&Machine::default()).cpus.len()));
 }
 
 #[test]

@@ -14,7 +14,7 @@ use super::bar;
 use super::config::ConfigSpace;
 use super::enumerate::Walk;
 use super::{Bar, Claim, Function, Host, MmioRegion, NotIsolated, PciError};
-use crate::platform::{IdMap, InterruptLines, Pcie, Window, WindowKind};
+use crate::platform::{IdMap, InterruptLines, Pcie, Window, WindowKind, Windows};
 
 mod enabled;
 mod interrupt;
@@ -60,7 +60,7 @@ fn host_between(
 fn host_of(
     config: impl ConfigSpace + 'static,
     last_bus: u8,
-    windows: Option<heapless::Vec<Window, 4>>,
+    windows: Option<Windows>,
     streams: IdMap,
 ) -> &'static Host {
     let description = Pcie {
