@@ -9,6 +9,7 @@ mod bare;
 pub mod board;
 pub mod guest;
 pub mod leaves;
+pub mod log;
 pub mod ptdump;
 pub mod session;
 

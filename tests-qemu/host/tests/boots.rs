@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::process::Stdio;
 
 use granule_host_tests::session::Session;
-use granule_host_tests::{built, ptdump};
+use granule_host_tests::{built, log, ptdump};
 use granule_runner::gdb::{Gdb, Socket};
 use granule_runner::machine;
 use granule_runner::qemu::{Qemu, Reset, Serial};
@@ -117,22 +117,22 @@ fn the_prompt_is_two_million_instructions_away_at_most() {
     assert!((100_000..=2_000_000).contains(&count), "{count} instructions");
 }
 
+/// `-kernel` has one address only, and one exception level; a loader device puts the Image anywhere, and the first CPU
+/// at its start, as it comes out of reset.
+fn loaded_at(address: &str) -> Vec<OsString> {
+    let image = built("granule.img");
+    let file = format!("loader,file={},addr={address},force-raw=on", image.display());
+    words(&["-device", &file, "-device", &format!("loader,addr={address},cpu-num=0")])
+}
+
 /// Loaded where no loader of QEMU's would: the kernel finds out where it is, at a multiple of 2 MiB, of 64 KiB or of
 /// 4 KiB.
 #[test]
 fn boots_at_any_page() {
     for address in ["0x40400000", "0x52c00000", "0x7fa00000", "0x40210000", "0x40281000"] {
-        // `-kernel` has one address only; a loader device puts the Image anywhere, and the first CPU at its start.
         let mut machine = machine::named("default").unwrap();
         machine.memory = "1G".into();
-        let image = built("granule.img");
-        let extra = [
-            "-device".into(),
-            OsString::from(format!("loader,file={},addr={address},force-raw=on", image.display())),
-            "-device".into(),
-            OsString::from(format!("loader,addr={address},cpu-num=0")),
-        ];
-        let qemu = Qemu::without_kernel(&machine, Serial::Pipes, Reset::Ends, &extra);
+        let qemu = Qemu::without_kernel(&machine, Serial::Pipes, Reset::Ends, &loaded_at(address));
         let mut session = Session::of(&qemu).unwrap();
         session.prompt().unwrap_or_else(|error| panic!("at {address}: {error}"));
         session.assert_cpus(machine.smp);
@@ -221,6 +221,22 @@ fn nothing_is_written_where_no_device_tree_names_a_console() {
     let said = String::from_utf8_lossy(&ended.stderr);
     assert!(said.contains("boot failed: no device tree: x0 was 0x100"), "{said}");
     assert_eq!((ended.status.code(), ended.stdout.as_slice()), (Some(1), b"".as_slice()));
+}
+
+/// EL3 is the firmware's: the loader's mistake is in the log, which is in memory, as there is nothing else yet.
+#[test]
+fn entered_at_el3_the_log_in_memory_tells_it() {
+    for (name, address, image) in [("default", "0x40200000", 0x4020_0000), ("a72", "0x52c00000", 0x52c0_0000)] {
+        let mut machine = machine::named(name).unwrap();
+        machine.machine += ",secure=on";
+        let socket = Socket::new();
+        let mut extra = loaded_at(address);
+        extra.extend(socket.arguments());
+        let qemu = Qemu::without_kernel(&machine, Serial::Pipes, Reset::Ends, &extra);
+        let _session = Session::of(&qemu).unwrap();
+        let log = log::wait_for(&socket, image, "\n").unwrap();
+        assert_eq!(log, "boot failed: entered at EL3; the loader must enter at EL2 or EL1\n", "{name}");
+    }
 }
 
 /// An address without a device is a warning, and the console comes with the kernel mappings.

@@ -6,7 +6,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use granule_host_tests::session::Session;
-use granule_host_tests::{built, own_file};
+use granule_host_tests::{built, log, own_file};
+use granule_runner::gdb::Socket;
 use granule_runner::machine::{self, Machine};
 use granule_runner::qemu::{Qemu, Reset, Serial};
 
@@ -152,13 +153,53 @@ fn value(tree: &[u8], node: &str, property: &str) -> std::ops::Range<usize> {
 fn a_console_without_an_interrupt_is_polled() {
     let mut tree = tree("polled");
     resize(&mut tree, 64 << 10);
-    let interrupts = value(&tree, "pl011@9000000", "interrupts");
-    for word in tree[interrupts.start - 12..interrupts.end].chunks_exact_mut(4) {
-        word.copy_from_slice(&NOP.to_be_bytes());
-    }
+    remove(&mut tree, "pl011@9000000", "interrupts");
     let mut session = boot("polled", &tree);
     session.prompt().unwrap();
     assert!(session.command("mem").unwrap().contains("frames"));
+}
+
+/// Takes a property from its node.
+fn remove(tree: &mut [u8], node: &str, property: &str) {
+    let value = value(tree, node, property);
+    for word in tree[value.start - 12..value.end.next_multiple_of(4)].chunks_exact_mut(4) {
+        word.copy_from_slice(&NOP.to_be_bytes());
+    }
+}
+
+/// Starts a machine whose tree names no console; returns its log, from memory, once `text` is in it.
+fn log_without_a_console(name: &str, text: &str, change: impl FnOnce(&mut [u8])) -> String {
+    let mut tree = tree(name);
+    resize(&mut tree, 64 << 10);
+    remove(&mut tree, "chosen", "stdout-path");
+    remove(&mut tree, "aliases", "serial0");
+    change(&mut tree);
+    fs::write(file(name), tree).unwrap();
+    let socket = Socket::new();
+    // The machine of a boot that failed stays.
+    let mut extra: Vec<OsString> = ["-semihosting-config", "enable=off", "-dtb"].map(Into::into).to_vec();
+    extra.push(file(name).into());
+    extra.extend(socket.arguments());
+    let qemu = Qemu::new(&machine(), &built("granule.img"), Serial::Pipes, Reset::Ends, "loglevel=debug", &extra);
+    let _session = Session::of(&qemu).unwrap();
+    log::wait_for(&socket, log::IMAGE, text).unwrap()
+}
+
+#[test]
+fn without_a_console_the_log_is_in_memory() {
+    let log = log_without_a_console("silent", "on PCI Express\n", |_| {});
+    assert!(log.starts_with("[ ") && log.contains("] no SMMU: devices reach all memory\n"), "{log}");
+}
+
+#[test]
+fn without_a_console_the_log_in_memory_ends_with_what_stopped_the_boot() {
+    let log = log_without_a_console("failed", "boot failed: ", |tree| {
+        let compatible = b"arm,gic-v3\0";
+        let at = tree.windows(compatible.len()).position(|window| window == compatible).unwrap();
+        tree[at] = b'x';
+    });
+    let says = "/ has no arm,gic-400, arm,gic-v3 or brcm,bcm2836-l1-intc interrupt controller";
+    assert_eq!(log, format!("boot failed: device tree: {says}\n"));
 }
 
 /// Boots with the last word of a property changed, to one CPU of two and with a warning that contains `says`.
@@ -306,8 +347,7 @@ fn an_smmu_with_an_interrupt_that_makes_no_sense_is_in_front_of_its_devices() {
 /// Takes `dma-coherent` from the node, and from the root, of which the node would inherit it.
 fn make_uncached(tree: &mut [u8], node: &str) {
     for node in ["", node] {
-        let mark = value(tree, node, "dma-coherent");
-        tree[mark.start - 12..mark.end].copy_from_slice(&[NOP; 3].map(u32::to_be_bytes).concat());
+        remove(tree, node, "dma-coherent");
     }
 }
 
