@@ -12,6 +12,8 @@ pub mod alternative;
 pub mod barrier;
 pub mod cache;
 pub mod descriptor;
+#[cfg(target_os = "none")]
+pub mod el2;
 pub mod esr;
 pub mod features;
 pub mod interrupts;

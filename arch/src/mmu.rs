@@ -251,7 +251,7 @@ mod metal {
     /// what its stack holds: the second condition of [`turn_on`] applies to the stack's lines.
     ///
     /// # Errors
-    /// [`NotEl1`]: nothing was written. A kernel that is entered at EL2 goes down to EL1 first.
+    /// [`NotEl1`]: nothing was written. A kernel that is entered at EL2 goes down to EL1 first: [`crate::el2`].
     ///
     /// # Safety
     /// The tables map what runs, and all that it uses, at the address that they have with the MMU off; and the second

@@ -3,7 +3,7 @@
 // Entered at EL2 or EL1 with the MMU off, at the start of any page of 4 KiB, of which Linux's arm64 boot protocol has
 // those at multiples of 2 MiB. In order:
 //
-//   drop_to_el1     EL2: everything that EL2 could withhold from EL1 is granted or switched off, then EL1
+//   drop_to_el1     (granule_arch::el2) EL2: all that EL2 could withhold is granted or switched off, then EL1
 //   build_tables    boot CPU: the image by pages with final permissions, the fixmap, the identity page
 //   configure_el1   MAIR, TCR, TTBRs and all else that a previous stage may have left, from this CPU's ID registers
 //   turn_on         (granule_arch::mmu) the one page of code that lies at the same address under both maps
@@ -61,6 +61,12 @@
     movk    \register, #(((\value) >> 16) & 0xffff), lsl #16
     movk    \register, #(((\value) >> 32) & 0xffff), lsl #32
     movk    \register, #(((\value) >> 48) & 0xffff), lsl #48
+    .endm
+
+// One of 32 bits.
+    .macro  constant32 register, value
+    movz    \register, #((\value) & 0xffff)
+    movk    \register, #((\value) >> 16), lsl #16
     .endm
 
 // A four-bit field of an ID register.
@@ -185,7 +191,14 @@ _start:
 primary_entry:
     msr     daifset, #0xf
     mov     x20, x0
-    bl      drop_to_el1
+    adr     x0, parked_vectors
+    bl      {DROP_TO_EL1}
+    mov     x21, x0
+    cmp     x21, #3
+    b.eq    refuse                          // EL3 is not an entry: a loader's mistake
+    constant32 x0, {SCTLR_EL1_MMU_OFF}      // not known where it was entered at EL1
+    msr     sctlr_el1, x0
+    isb
     mrs     x22, cntvct_el0                 // not earlier: CNTVOFF_EL2 may have hidden the real count
     find_image
     bl      build_tables
@@ -198,129 +211,19 @@ primary_entry:
     .globl  secondary_entry
 secondary_entry:
     msr     daifset, #0xf
-    mrs     x0, CurrentEL
-    cmp     x0, #(3 << 2)
+    adr     x0, parked_vectors
+    bl      {DROP_TO_EL1}
+    cmp     x0, #3
     b.eq    park                            // the log is the running kernel's: the boot CPU's warning names this one
-    bl      drop_to_el1
+    constant32 x0, {SCTLR_EL1_MMU_OFF}
+    msr     sctlr_el1, x0
+    isb
     find_image
     high_address x28, secondary_high
     bl      configure_el1
     mov     x0, x26
     mov     x30, x28
     b       {TURN_ON}                       // returns to x28
-
-// Leaves x21; clobbers x0 to x3. At EL1 the hypervisor or firmware above has decided all that EL2 could.
-drop_to_el1:
-    mrs     x0, CurrentEL
-    lsr     x21, x0, #2
-    cmp     x21, #2
-    b.eq    at_el2
-    cmp     x21, #1
-    b.ne    refuse                          // EL3 is not an entry: a loader's mistake
-    constant x0, {SCTLR_EL1_MMU_OFF}
-    msr     sctlr_el1, x0
-    isb
-    ret
-
-at_el2:
-    constant x0, {SCTLR_EL2_MMU_OFF}
-    msr     sctlr_el2, x0
-    // The host regime of VHE goes with this write: E2H = TGE = 0. On a CPU whose E2H is RES1 it stays, and then
-    // `sctlr_el1` means SCTLR_EL2, and three registers have another layout.
-    constant x0, {HCR_EL2}
-    msr     hcr_el2, x0
-    isb
-    mrs     x0, hcr_el2
-    constant x1, {SCTLR_EL1_MMU_OFF}
-    tbnz    x0, #{HCR_E2H_SHIFT}, 1f
-    msr     sctlr_el1, x1
-    mov     x2, #{CPTR_EL2}
-    mov     x3, #{CNTHCTL_EL2}
-    b       2f
-1:  msr     S3_5_C1_C0_0, x1                // SCTLR_EL12
-    mov     x2, #{CPTR_EL2_VHE}
-    mov     x3, #{CNTHCTL_EL2_VHE}
-2:  msr     cptr_el2, x2
-    msr     cnthctl_el2, x3
-    msr     cntvoff_el2, xzr
-    msr     hstr_el2, xzr
-    msr     vttbr_el2, xzr
-    constant x0, {VTCR_EL2}
-    msr     vtcr_el2, x0
-    mrs     x0, midr_el1
-    msr     vpidr_el2, x0
-    mrs     x0, mpidr_el1
-    msr     vmpidr_el2, x0
-
-    // Debug and profiling: no traps; all event counters belong to EL1.
-    id_field x1, id_aa64dfr0_el1, {DFR0_PMUVER}
-    sub     x0, x1, #1
-    cmp     x0, #0xe                        // 0: no PMU, 0xf: not the architected one
-    mov     x0, #0
-    b.hs    3f
-    mrs     x0, pmcr_el0
-    ubfx    x0, x0, #{PMCR_N}, #5
-    // The profiling buffer is EL1's as well, or closing PMSCR_EL1 would trap.
-3:  orr     x0, x0, #{MDCR_E2PB_EL1}
-    msr     mdcr_el2, x0                    // HPMN
-
-    // The GIC's system registers, where there are any and EL3 lets us have them.
-    id_field x0, id_aa64pfr0_el1, {PFR0_GIC}
-    cbz     x0, 4f
-    mov     x0, #0b1001                     // Enable, SRE
-    msr     S3_4_C12_C9_5, x0               // ICC_SRE_EL2
-    isb
-    mrs     x0, S3_4_C12_C9_5
-    tbz     x0, #0, 4f
-    msr     S3_4_C12_C11_0, xzr             // ICH_HCR_EL2: no virtual interrupts
-
-    // HCRX_EL2: what EL1 may use of newer features. Fields of absent features stay zero.
-4:  id_field x0, id_aa64mmfr1_el1, {MMFR1_HCX}
-    cbz     x0, 7f
-    mov     x0, #0
-    id_field x1, S3_0_C0_C6_2, {ISAR2_MOPS} // ID_AA64ISAR2_EL1
-    cbz     x1, 5f
-    orr     x0, x0, #{HCRX_MSCEN}
-5:  id_field x1, S3_0_C0_C7_3, {MMFR3_TCRX} // ID_AA64MMFR3_EL1
-    cbz     x1, 6f
-    orr     x0, x0, #{HCRX_TCR2EN}
-6:  id_field x1, S3_0_C0_C7_3, {MMFR3_SCTLRX}
-    cbz     x1, 6f
-    orr     x0, x0, #{HCRX_SCTLR2EN}
-6:  msr     S3_4_C1_C2_2, x0
-
-    // Fine-grained traps: none. (Bits named n… trap while zero; they guard features that Granule does not use.)
-7:  id_field x0, id_aa64mmfr0_el1, {MMFR0_FGT}
-    cbz     x0, 9f
-    msr     S3_4_C1_C1_4, xzr               // HFGRTR_EL2
-    msr     S3_4_C1_C1_5, xzr               // HFGWTR_EL2
-    msr     S3_4_C1_C1_6, xzr               // HFGITR_EL2
-    msr     S3_4_C3_C1_4, xzr               // HDFGRTR_EL2
-    msr     S3_4_C3_C1_5, xzr               // HDFGWTR_EL2
-    id_field x1, id_aa64pfr0_el1, {PFR0_AMU}
-    cbz     x1, 8f
-    msr     S3_4_C3_C1_6, xzr               // HAFGRTR_EL2
-8:  cmp     x0, #2
-    b.lo    9f
-    msr     S3_4_C3_C1_2, xzr               // HFGRTR2_EL2
-    msr     S3_4_C3_C1_3, xzr               // HFGWTR2_EL2
-    msr     S3_4_C3_C1_7, xzr               // HFGITR2_EL2
-    msr     S3_4_C3_C1_0, xzr               // HDFGRTR2_EL2
-    msr     S3_4_C3_C1_1, xzr               // HDFGWTR2_EL2
-
-    // EL2 is empty from here on. A CPU that traps there all the same stops, and runs no earlier code.
-9:  address x0, parked_vectors
-    msr     vbar_el2, x0
-    tlbi    alle1                           // every VMID: ours is 0, and it may have been used
-    tlbi    alle2
-    dsb     nsh
-    mov     x0, #{SPSR_EL1H_MASKED}
-    msr     spsr_el2, x0
-    msr     elr_el2, x30
-    isb
-    eret
-    dsb     nsh
-    isb
 
 // Fills the early tables. Clobbers x9 to x14.
 //

@@ -5,14 +5,9 @@
 use core::mem::offset_of;
 
 use crate::closed::{as_assembly, registers};
-use aarch64_cpu::registers::{
-    CNTHCTL_EL2, CPACR_EL1, HCR_EL2, ID_AA64DFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64PFR0_EL1, ID_AA64PFR1_EL1, SCTLR_EL1,
-    SPSR_EL2, TCR_EL1,
-};
+use aarch64_cpu::registers::{CPACR_EL1, ID_AA64DFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64PFR1_EL1, SCTLR_EL1, TCR_EL1};
 use arm_sysregs::el0::registers::{CtrEl0, PmcrEl0};
-use arm_sysregs::el1::registers::{
-    GcrEl1, IdAa64isar2El1, IdAa64mmfr0El1, IdAa64mmfr1El1, IdAa64mmfr3El1, IdAa64pfr0El1, RgsrEl1, SctlrEl1, TcrEl1,
-};
+use arm_sysregs::el1::registers::{GcrEl1, RgsrEl1, SctlrEl1, TcrEl1};
 use granule::boot_info::BootInfo;
 use granule::chip::log::{RING, Ring};
 use granule::mm::kernel::image;
@@ -22,8 +17,8 @@ use granule::smp::bring_up::SECONDARY_BOOTS;
 use granule::smp::{AFFINITY, BOOT_CPU, SecondaryBoot};
 use granule_arch::addr::{PAGE_SIZE, PhysAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, MAIR, MAIR_MTE, MemoryType, bits};
-use granule_arch::mmu;
-use granule_arch::sysreg::{EVENT_INST_RETIRED, HCRX_EL2_MSCEN, HCRX_EL2_SCTLR2EN, HCRX_EL2_TCR2EN};
+use granule_arch::sysreg::EVENT_INST_RETIRED;
+use granule_arch::{el2, mmu};
 use granule_pgtable::{Geometry, Granule4K};
 
 /// Room for the headers of a PE/COFF file after the header of the Image, in bytes: the rest of the page, of which
@@ -42,33 +37,12 @@ const SCTLR_EL1_MMU_ON: u64 = mmu::SCTLR_MMU_ON & !SctlrEl1::SPAN.bits()
     | SCTLR_EL1::DZE::DontTrap.value
     | SCTLR_EL1::NTWE::DontTrap.value;
 
-/// SCTLR_EL2 with everything off: its RES1 bits (29, 28, 23, 22, 18, 16, 11, 5, 4).
-const SCTLR_EL2_MMU_OFF: u64 = 0x30c5_0830;
-
-/// HCR_EL2: EL1 is AArch64 and owns pointer authentication and allocation tags. The bits of absent features are RES0,
-/// and ignored there.
-const HCR: u64 =
-    HCR_EL2::RW::EL1IsAarch64.value | HCR_EL2::API::SET.value | HCR_EL2::APK::SET.value | HCR_EL2::ATA::SET.value;
-
-/// CPTR_EL2, E2H = 0: its RES1 bits, which trap SVE and SME where those exist. Floating point is left to CPACR_EL1.
-const CPTR_EL2: u64 = 0x33ff;
-/// CPTR_EL2, E2H = 1: laid out as CPACR_EL1. Floating point is not trapped, SVE and SME are.
-const CPTR_EL2_VHE: u64 = CPACR_EL1::FPEN::TrapNothing.value;
-
 /// CPACR_EL1: floating point traps at EL0 alone, since the kernel moves a program's registers; SVE and SME trap. The ISB
 /// after the MMU is on synchronizes it.
 const CPACR: u64 = CPACR_EL1::FPEN::TrapEl0.value;
 
-/// CNTHCTL_EL2, E2H = 0: EL1 may use the physical counter and timer.
-const CNTHCTL: u64 = CNTHCTL_EL2::EL1PCEN::SET.value | CNTHCTL_EL2::EL1PCTEN::SET.value;
-/// CNTHCTL_EL2, E2H = 1: the same two bits are ten higher, above those for EL0.
-const CNTHCTL_VHE: u64 = CNTHCTL << 10;
-
 /// ESR_EL2 of the HVC of [`mmu::leave`]: its exception class, IL, the immediate.
 const HVC_LEAVE_EL1: u64 = 0x16 << 26 | 1 << 25 | mmu::LEAVE_EL1 as u64;
-
-/// VTCR_EL2: no stage 2; bit 31 is RES1.
-const VTCR_EL2: u64 = 1 << 31;
 
 /// TCR_EL1 but for what the ID registers add: both halves 48 bits, 4 KiB granule, the top byte ignored in the lower half
 /// alone.
@@ -84,13 +58,6 @@ const SCTLR_TAGS: u64 = SctlrEl1::ATA.union(SctlrEl1::ATA0).union(SctlrEl1::ITFS
 
 /// GCR_EL1: IRG finds a random tag, and for EL0 none but zero until a program includes more.
 const GCR: u64 = GcrEl1::RRND.bits() | GcrEl1::EXCLUDE_MASK << GcrEl1::EXCLUDE_SHIFT;
-
-/// PSTATE of the kernel's first instruction at EL1: on SP_EL1, everything masked.
-const SPSR_EL1H_MASKED: u64 = SPSR_EL2::M::EL1h.value
-    | SPSR_EL2::D::Masked.value
-    | SPSR_EL2::A::Masked.value
-    | SPSR_EL2::I::Masked.value
-    | SPSR_EL2::F::Masked.value;
 
 /// PMCR_EL0: counting, from zero.
 const PMCR: u64 = PmcrEl0::E.union(PmcrEl0::P).union(PmcrEl0::C).union(PmcrEl0::LC).bits();
@@ -115,6 +82,7 @@ core::arch::global_asm!(
     LOG_END = const Ring::END,
     LOG_BYTES = const Ring::BYTES,
     TCR_OF_THIS_CPU = sym mmu::tcr_of_this_cpu,
+    DROP_TO_EL1 = sym el2::drop_to_el1,
     TURN_ON = sym mmu::turn_on,
     // Descriptors.
     PAGE_TEXT = const page(Attributes::kernel_text(MemoryType::NormalTagged)),
@@ -132,21 +100,8 @@ core::arch::global_asm!(
     RGSR_SEED = const RgsrEl1::SEED_SHIFT,
     SCTLR_EPAN = const SctlrEl1::EPAN_SHIFT,
     SCTLR_SPAN = const SctlrEl1::SPAN.bits(),
-    SCTLR_EL2_MMU_OFF = const SCTLR_EL2_MMU_OFF,
-    HCR_EL2 = const HCR,
-    HCR_E2H_SHIFT = const HCR_EL2::E2H.shift,
-    HCRX_MSCEN = const HCRX_EL2_MSCEN,
-    HCRX_TCR2EN = const HCRX_EL2_TCR2EN,
-    HCRX_SCTLR2EN = const HCRX_EL2_SCTLR2EN,
-    CPTR_EL2 = const CPTR_EL2,
-    CPTR_EL2_VHE = const CPTR_EL2_VHE,
     CPACR_EL1 = const CPACR,
-    CNTHCTL_EL2 = const CNTHCTL,
-    CNTHCTL_EL2_VHE = const CNTHCTL_VHE,
-    MDCR_E2PB_EL1 = const 0b11 << 12,
-    VTCR_EL2 = const VTCR_EL2,
     HVC_LEAVE_EL1 = const HVC_LEAVE_EL1,
-    SPSR_EL1H_MASKED = const SPSR_EL1H_MASKED,
     PSTATE_PAN = const 1u64 << 22,
     MAIR = const MAIR,
     MAIR_MTE = const MAIR_MTE,
@@ -158,17 +113,10 @@ core::arch::global_asm!(
     CTR_DMINLINE = const CtrEl0::DMINLINE_SHIFT,
     // Where the fields of the ID registers begin.
     DFR0_PMUVER = const ID_AA64DFR0_EL1::PMUVer.shift,
-    PFR0_GIC = const IdAa64pfr0El1::GIC_SHIFT,
-    PFR0_AMU = const ID_AA64PFR0_EL1::AMU.shift,
     PFR1_MTE = const ID_AA64PFR1_EL1::MTE.shift,
-    MMFR0_FGT = const IdAa64mmfr0El1::FGT_SHIFT,
     MMFR1_PAN = const ID_AA64MMFR1_EL1::PAN.shift,
-    MMFR1_HCX = const IdAa64mmfr1El1::HCX_SHIFT,
     MMFR1_TIDCP1 = const 52,
     SCTLR_TIDCP = const 1u64 << 63,
-    MMFR3_TCRX = const IdAa64mmfr3El1::TCRX_SHIFT,
-    MMFR3_SCTLRX = const IdAa64mmfr3El1::SCTLRX_SHIFT,
-    ISAR2_MOPS = const IdAa64isar2El1::MOPS_SHIFT,
     // The record that `kernel_main` is given, on a stack that stays aligned to 16.
     BOOT_INFO_SPACE = const size_of::<BootInfo>().next_multiple_of(16),
     INFO_DEVICE_TREE = const offset_of!(BootInfo, device_tree),

@@ -1,5 +1,6 @@
 //! A kernel of one file, on `granule-arch` and `granule-pgtable` alone: it maps itself with the MMU off, turns the MMU
-//! on, makes a page read-only, and shows the fault that a store to it takes. For QEMU's machine `virt`, entered at EL1.
+//! on, makes a page read-only, and shows the fault that a store to it takes. For QEMU's machine `virt`, entered at
+//! EL1 or EL2.
 //!
 //! Addresses have 39 bits and stay as they are: virtual is physical, so the direct map's offset is 0.
 
@@ -14,9 +15,11 @@ fn main() {}
 mod kernel {
     use core::fmt::{self, Write};
     use core::panic::PanicInfo;
+    use core::sync::atomic::{AtomicBool, Ordering};
 
     use granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
     use granule_arch::descriptor::{Attributes, MAIR, MemoryType};
+    use granule_arch::el2::{self, Level};
     use granule_arch::esr::Syndrome;
     use granule_arch::features::CpuFeatures;
     use granule_arch::mmu::{self, Half, Registers};
@@ -37,10 +40,6 @@ mod kernel {
         "_start:",
         "adrp x0, __stack_end",
         "mov sp, x0",
-        "adrp x0, vectors",
-        "add x0, x0, :lo12:vectors",
-        "msr vbar_el1, x0",
-        "isb",
         // The build follows this call for accesses that need the MMU.
         "bl {turn_mmu_on}",
         "b {start}",
@@ -54,12 +53,21 @@ mod kernel {
         "mrs x1, far_el1",
         "b {exception}",
         ".endr",
+        // EL2 is empty once it is left.
+        "vectors_of_el2:",
+        ".rept 16",
+        ".balign 0x80",
+        "1: wfe",
+        "b 1b",
+        ".endr",
         turn_mmu_on = sym turn_mmu_on,
         start = sym start,
         exception = sym exception,
     );
 
     unsafe extern "C" {
+        static vectors: u8;
+        static vectors_of_el2: u8;
         static __text_start: u8;
         static __rodata_start: u8;
         static __data_start: u8;
@@ -81,7 +89,18 @@ mod kernel {
     /// All that runs with the MMU off: loads and stores, and nothing exclusive. Returns the address of the root table.
     #[inline(never)]
     extern "C" fn turn_mmu_on() -> u64 {
-        println!("metal: MMU off");
+        // SAFETY: QEMU enters as the arm64 boot protocol has it, and the vectors stop.
+        let level = unsafe { el2::enter_el1(PhysAddr((&raw const vectors_of_el2).addr() as u64)) };
+        match level {
+            Ok(level) => println!("metal: MMU off, entered at {level:?}"),
+            Err(error) => {
+                println!("metal: {error}");
+                stop()
+            }
+        }
+        IS_BELOW_EL2.store(level == Ok(Level::El2), Ordering::Relaxed);
+        // SAFETY: the vectors are those of the program.
+        unsafe { core::arch::asm!("msr vbar_el1, {}", "isb", in(reg) &raw const vectors) };
         let root = build_tables().expect("tables for the image and the serial port").address();
         let registers = Registers {
             mair: MAIR,
@@ -180,8 +199,16 @@ mod kernel {
         power_off()
     }
 
+    /// Whether EL2 is there, and empty. QEMU takes PSCI's calls by SMC then, else by HVC.
+    static IS_BELOW_EL2: AtomicBool = AtomicBool::new(false);
+
     fn power_off() -> ! {
-        let _ = psci::system_off(psci::Conduit::Hvc);
+        let is_below_el2 = IS_BELOW_EL2.load(Ordering::Relaxed);
+        let _ = psci::system_off(if is_below_el2 { psci::Conduit::Smc } else { psci::Conduit::Hvc });
+        stop()
+    }
+
+    fn stop() -> ! {
         loop {
             granule_arch::wait::wfe();
         }

@@ -78,6 +78,9 @@ const AT_EL2: &[u32] = &[
     0xd61f_00a0, // br x5
 ];
 
+/// Those of [`AT_EL2`] that write registers which CPUs of Armv8.2 do not have.
+const NEWER_THAN_VHE: [u32; 6] = [0xd51c_1180, 0xd51c_11a0, 0xd51c_11c0, 0xd51c_3180, 0xd51c_31a0, 0xd51c_125f];
+
 /// Starts the machine `default`, with this in addition to its `-machine`, in the code `stage`, which jumps to the
 /// kernel.
 fn start_behind(name: &str, stage: &[u32], addition: &str) -> Session {
@@ -87,11 +90,17 @@ fn start_behind(name: &str, stage: &[u32], addition: &str) -> Session {
 }
 
 fn start_on(machine: &Machine, name: &str, stage: &[u32]) -> Session {
+    let kernel = format!("loader,file={},addr=0x40200000,force-raw=on", built("granule.img").display());
+    start_with(machine, name, stage, kernel)
+}
+
+/// As [`start_on`], with `kernel` loaded by this device.
+fn start_with(machine: &Machine, name: &str, stage: &[u32], kernel: String) -> Session {
     let file = own_file(env!("CARGO_TARGET_TMPDIR"), name);
     fs::write(&file, stage.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
     let mut extra: Vec<OsString> = Vec::new();
     for device in [
-        format!("loader,file={},addr=0x40200000,force-raw=on", built("granule.img").display()),
+        kernel,
         format!("loader,file={},addr={STAGE},force-raw=on", file.display()),
         format!("loader,addr={STAGE},cpu-num=0"),
     ] {
@@ -215,6 +224,25 @@ fn poisoned_at_el1() {
 #[test]
 fn poisoned_at_el2_by_a_vhe_host() {
     assert_boots_behind("el2.bin", AT_EL2, ",virtualization=on");
+}
+
+/// Another kernel's way to EL1, on CPUs with VHE and without.
+#[test]
+fn the_metal_example_comes_up_after_a_hypervisor() {
+    let older: Vec<u32> = AT_EL2.iter().copied().filter(|word| !NEWER_THAN_VHE.contains(word)).collect();
+    for (name, stage) in [("default", AT_EL2), ("el2", &older), ("a72", &older)] {
+        let mut machine = machine::named(name).unwrap();
+        if !machine.machine.contains("virtualization=on") {
+            machine.machine += ",virtualization=on";
+        }
+        let kernel = format!("loader,file={}", built("metal.elf").display());
+        let mut session = start_with(&machine, "metal.bin", stage, kernel);
+        for text in
+            ["metal: MMU off, entered at El2\n", "metal: MMU on", "metal: permission fault, level 3, on a write"]
+        {
+            session.wait_for(text).unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+    }
 }
 
 /// Values that a loader without the boot protocol may leave in x0: an address where there is no memory, no RAM,

@@ -2,7 +2,7 @@
 //! ERET.
 
 use anyhow::{Result, ensure};
-use granule_image::code::{BARRIERS, Flow, flow};
+use granule_image::code::{AT_EL2, BARRIERS, Flow, flow};
 
 use super::image::Image;
 
@@ -30,7 +30,7 @@ pub(super) fn audit(image: &Image<'_>, verbose: bool) -> Result<()> {
                 masks += 1;
             }
             // Before the MMU is on there is nothing to speculate about, and no feature is known.
-            if *word == ERET && name != "at_el2" {
+            if *word == ERET && name != AT_EL2 {
                 let after = words.get(place + 1..place + 4).map(|words| [words[0].1, words[1].1, words[2].1]);
                 ensure!(after == Some(BARRIERS), "{name}: no barriers behind the ERET at {at:#x}");
                 returns += 1;

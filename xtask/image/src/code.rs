@@ -27,6 +27,14 @@ pub enum Flow {
 /// The instructions after an ERET: a NOP, which is SB where it is patched in, DSB NSH, ISB.
 pub const BARRIERS: [u32; 3] = [0xd503_201f, 0xd503_379f, 0xd503_3fdf];
 
+/// The one function that runs at EL2, by its path.
+pub const AT_EL2: &str = "granule_arch::el2::drop_to_el1";
+
+/// Whether a symbol is that of [`AT_EL2`].
+pub fn is_at_el2(symbol: &str) -> bool {
+    format!("{:#}", rustc_demangle::demangle(symbol)) == AT_EL2
+}
+
 /// Decodes the control flow of the instruction `word` at `at`.
 pub fn flow(word: u32, at: u64) -> Flow {
     let target = |shift: u32, bits: u32| {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use object::read::elf::ElfFile64;
 use object::{LittleEndian, Object, ObjectSection, ObjectSymbol, SymbolKind};
 
-use crate::code::{Flow, flow};
+use crate::code::{Flow, flow, is_at_el2};
 
 /// Where the program is entered. The first function that it calls returns with the MMU on.
 const ENTRY: &str = "_start";
@@ -54,8 +54,8 @@ impl Program<'_> {
         while let Some(&(from, to, name)) = left.pop() {
             for at in (from..to).step_by(4) {
                 let (word, flow) = self.step(name, at)?;
-                // MSR SCTLR_EL1.
-                is_switched_on |= word & !0x1f == 0xd518_1000;
+                // MSR SCTLR_EL1; on the way from EL2 it is switched off.
+                is_switched_on |= word & !0x1f == 0xd518_1000 && !is_at_el2(name);
                 if let Flow::Call(target) | Flow::Jump(target) | Flow::Branch(target) = flow {
                     left.extend(self.function_at(target).filter(|function| seen.insert(function.0)));
                 }

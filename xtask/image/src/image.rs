@@ -12,6 +12,8 @@ use object::elf::{
 use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
 use object::{LittleEndian, Object, ObjectSection, ObjectSymbol, RelocationFlags, SectionKind};
 
+use crate::code;
+
 /// Magic number of the header, `ARM\x64` at byte 56.
 const HEADER_MAGIC: &[u8] = b"ARM\x64";
 
@@ -41,9 +43,6 @@ pub(crate) fn check_permissions(elf: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// The one piece of code that runs at EL2.
-const AT_EL2: &str = "at_el2";
-
 /// Refuses a program with a TLBI that EL1 may not issue, anywhere but where it is at EL2: `tlbi alle1` at EL1 is
 /// undefined, or goes to a hypervisor that is not there. Nothing on the way to it would show that before it runs.
 ///
@@ -55,7 +54,7 @@ pub(crate) fn check_tlbis(elf: &[u8]) -> Result<()> {
         for offset in tlbis_of_el2(segment.bytes) {
             let address = segment.virtual_address + offset as u64;
             let place = place(&file, address);
-            ensure!(place == AT_EL2, "{place} has a TLBI at {address:#x} that EL1 may not issue");
+            ensure!(code::is_at_el2(place), "{place} has a TLBI at {address:#x} that EL1 may not issue");
         }
     }
     Ok(())
