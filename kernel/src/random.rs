@@ -144,7 +144,8 @@ pub fn init(seed: &[u8], rndr: Option<Rndr>) {
     let mut pool = POOL.lock();
     if let Some(rndr) = rndr {
         let numbers = [0; KEY / 8].map(|_: u64| rndr.number());
-        numbers.into_iter().flatten().for_each(|number| pool.absorb(&number.to_le_bytes()));
+        // All at once: the generator runs for each block.
+        pool.absorb(numbers.map(|number| number.unwrap_or_default().to_le_bytes()).as_flattened());
         if numbers.iter().all(Option::is_some) {
             pool.sources = pool.sources.with(Source::Rndr);
         }
