@@ -161,6 +161,17 @@
 2:
     .endm
 
+// Zeroes the pages from x0 up to x1.
+    .macro  zero_pages
+1:  cmp     x0, x1
+    b.hs    2f
+    .rept   16
+    stp     xzr, xzr, [x0], #16
+    .endr
+    b       1b
+2:
+    .endm
+
 // Gives this CPU its struct and its vectors, by the present address of the image. Clobbers x0.
     .macro  use_image
     address x0, {BOOT_CPU}
@@ -225,20 +236,15 @@ secondary_entry:
     mov     x30, x28
     b       {TURN_ON}                       // returns to x28
 
-// Fills the early tables. Clobbers x9 to x14.
+// Fills the early tables. Clobbers x0, x1 and x9 to x14.
 //
 // They are written past the caches and read through them, so their lines are dropped twice: before, lest a dirty line
 // of the previous stage be evicted over what we write; after, lest a line fetched by speculation hide it.
 build_tables:
     invalidate_tables
-    adrp    x9, __early_tables_start
-    adrp    x10, __early_tables_end
-1:  stp     xzr, xzr, [x9], #16
-    stp     xzr, xzr, [x9], #16
-    stp     xzr, xzr, [x9], #16
-    stp     xzr, xzr, [x9], #16
-    cmp     x9, x10
-    b.lo    1b
+    adrp    x0, __early_tables_start
+    adrp    x1, __early_tables_end
+    zero_pages
 
     // __boot_guard lies between the last two ranges and stays unmapped.
     map_pages __text_start, __text_end, {PAGE_TEXT}
@@ -427,15 +433,9 @@ primary_high:
 
     adrp    x0, __bss_start
     adrp    x1, __bss_end
-1:  cmp     x0, x1
-    b.hs    2f
-    stp     xzr, xzr, [x0], #16
-    stp     xzr, xzr, [x0], #16
-    stp     xzr, xzr, [x0], #16
-    stp     xzr, xzr, [x0], #16
-    b       1b
+    zero_pages
 
-2:  sub     sp, sp, #{BOOT_INFO_SPACE}
+    sub     sp, sp, #{BOOT_INFO_SPACE}
     str     x20, [sp, #{INFO_DEVICE_TREE}]
     str     x23, [sp, #{INFO_IMAGE_START}]
     physical_page x0, __image_end
