@@ -329,8 +329,9 @@ fn set_up_memory(
     let memory = map.as_mut().map_err(|error| *error)?;
     // SAFETY: the entry code's root table, used by this kernel alone, in the image for ever.
     let root = unsafe { Table::<Granule4K>::root(PhysAddr(boot.root_table)) };
-    let leaves = Wishes::read().linear_leaves(is_trusted_at_first(cpu.features.call_once(CpuFeatures::read)));
-    let read_only = image::read_only_range(boot, Wishes::read().rodata);
+    let wishes = Wishes::read();
+    let leaves = wishes.linear_leaves(is_trusted_at_first(cpu.features.call_once(CpuFeatures::read)));
+    let read_only = image::read_only_range(boot, wishes.rodata);
     let guarded = guarded::take_memory(memory);
     let plan = linear::Plan { no_map: &platform.no_map, read_only, leaves, pages: guarded };
     linear::map(boot, root, memory, plan)?;
@@ -469,8 +470,9 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
 
     kernel.frames.set_cpus(cpus.iter().count());
     let features = features_of(cpus, own);
-    let is_split = decide_policy(kernel, &features, own);
-    if Wishes::read().rodata == Rodata::Off {
+    let wishes = Wishes::read();
+    let is_split = decide_policy(kernel, wishes, &features, own);
+    if wishes.rodata == Rodata::Off {
         open_constants(kernel)?;
     }
     crate::log::info!("speculation: {}", features.weaknesses);
@@ -586,8 +588,8 @@ fn start_tags(kernel: &Kernel, checks: TagCheck) {
 
 /// Sets the policy for live mappings, by the features of all CPUs and the linear map as made for `boot_cpu`. Returns
 /// whether it is still to be split to pages, for the CPUs that have come up.
-fn decide_policy(kernel: &Kernel, all: &SystemFeatures, boot_cpu: &CpuFeatures) -> bool {
-    let (wishes, trusted, at_first) = (Wishes::read(), all.size_change.is_trusted(), is_trusted_at_first(boot_cpu));
+fn decide_policy(kernel: &Kernel, wishes: Wishes, all: &SystemFeatures, boot_cpu: &CpuFeatures) -> bool {
+    let (trusted, at_first) = (all.size_change.is_trusted(), is_trusted_at_first(boot_cpu));
     let is_split = wishes.splits_to_pages(at_first, trusted) && kernel.space.can_split_linear_to_pages();
     let linear = if is_split { Leaves::Pages } else { wishes.linear_leaves(at_first) };
     let (policy, denied) = Policy::decide(wishes, trusted, linear, kernel.frames.total());
