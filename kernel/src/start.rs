@@ -27,9 +27,10 @@ use crate::chip::timer::UnknownFrequency;
 use crate::chip::uart::Port;
 use crate::chip::{console, interrupt, log as kernel_log, timer};
 use crate::devices::edu::Edu;
+use crate::devices::pci;
 use crate::devices::slot::{self, Driver};
 use crate::devices::virtio::mmio;
-use crate::devices::{pci, virtio_rng};
+use crate::devices::virtio_rng::{self, VirtioRng};
 use crate::linux::file::device::{self, DeviceKind};
 use crate::linux::process::limits;
 use crate::mm::early::{MemoryMap, MemoryMapError};
@@ -438,7 +439,9 @@ fn find_devices(cpu: &'static Cpu, kernel: &'static Kernel) {
     if let Err(error) = mmio::init(kernel.platform, &mut map) {
         crate::log::error!("virtio: {error}");
     }
-    random::set_device(virtio_rng::seed);
+    if slot::count::<VirtioRng>() > 0 {
+        random::set_device(virtio_rng::seed);
+    }
     device::set_kinds(&DEVICE_FILES);
 }
 

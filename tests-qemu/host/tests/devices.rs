@@ -1,12 +1,16 @@
 //! Devices by the monitor: data that they move, and a process's own memory.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::fs;
 
 use granule_host_tests::built;
+use granule_runner::blocks::{self, Executed};
 use granule_runner::machine::{self, Machine};
 use granule_runner::qemu::{Qemu, Reset, Serial};
 use granule_runner::script;
 use granule_runner::serial::Limit;
+use object::{Object, ObjectSymbol};
 
 const LIMIT: Limit = Limit::work(60);
 
@@ -155,5 +159,60 @@ fn a_device_that_reaches_less_than_memory_is_refused_or_its_transfer_fails() {
     ] {
         let (wrong, session) = run_with(machine, bootargs, &edu, copy);
         assert!(wrong.is_empty() && session.contains(refusal), "{bootargs}: {wrong:?}\n{session}");
+    }
+}
+
+/// The functions of the kernel's modules `of`, by their mangled names, of which instructions were executed.
+fn functions(executed: &Executed, of: &[&str]) -> BTreeSet<String> {
+    let elf = fs::read(built("granule.elf")).unwrap();
+    let file = object::File::parse(&*elf).unwrap();
+    let start = file.symbols().find(|symbol| symbol.name() == Ok("__image_start")).unwrap().address();
+    // A module's name is a path's part with its length before it, or, of an implementation, between dots.
+    let named = |path: &str| {
+        let parts: Vec<&str> = path.split("::").collect();
+        let lengths: String = parts.iter().map(|part| format!("{}{part}", part.len())).collect();
+        [format!("7granule{lengths}"), format!("granule..{}..", parts.join(".."))]
+    };
+    let names: Vec<String> = of.iter().copied().flat_map(named).collect();
+    let is_executed = |from: u64, to: u64| executed.iter().any(|range| from < range.end && range.start < to);
+    file.symbols()
+        .filter(|symbol| symbol.kind() == object::SymbolKind::Text && symbol.address() >= start)
+        .filter(|symbol| {
+            let offset = symbol.address() - start;
+            is_executed(offset, offset + symbol.size())
+        })
+        .filter_map(|symbol| symbol.name().ok().map(str::to_owned))
+        .filter(|name| names.iter().any(|part| name.contains(part)))
+        .collect()
+}
+
+/// A table has what was found: on a machine without devices no function of a driver is executed for a program or a
+/// command, nor by a thread or a timer. The description of the machine is not read again either.
+#[test]
+fn a_driver_without_its_device_runs_at_the_boot_alone() {
+    const DRIVERS: [&str; 8] = [
+        "platform::devices",
+        "platform::tree",
+        "devices",
+        "chip::uart",
+        "chip::bcm2836",
+        "chip::bcm2835_pm",
+        "chip::syscon",
+        "chip::gicv2m",
+    ];
+    // Without RNDR, and without bytes of the loader's: random numbers would be a device's.
+    for name in ["default", "a53"] {
+        let mut machine = blocks::repeatable(&machine::named(name).unwrap());
+        machine.devices.clear();
+        let lines = ["mem", "cpus", "run hello", "uptime"].map(str::to_owned);
+        let played = blocks::play(&machine, &built("granule.img"), None, &lines, LIMIT).unwrap();
+        assert!(played.wrong.is_empty(), "{:?}\n{}", played.wrong, played.session);
+        let [boot, after @ ..] = &played.records[..] else { panic!("nothing was recorded") };
+        assert_eq!(after.len(), lines.len());
+        assert!(functions(boot, &["devices"]).iter().any(|function| function.contains("pci")), "the boot has none");
+        for (line, executed) in lines.iter().zip(after) {
+            assert!(!functions(executed, &["chip"]).is_empty(), "{line}: nothing is seen");
+            assert_eq!(functions(executed, &DRIVERS), BTreeSet::new(), "{name}: {line}");
+        }
     }
 }
