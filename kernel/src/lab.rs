@@ -148,6 +148,8 @@ switches! {
         "no CMD_CFGI after a stream changes: a device keeps its old tables";
     BIND_WITHOUT_FLUSH "bind-without-flush" Target
         "an ASID of the SMMU is bound again without a flush: a device reaches pages of the process before";
+    BIND_IN_TWO "bind-in-two" Meeting
+        "a device joins a space, the lock is dropped, and its stream follows: it may walk the tables of a space that ended";
     START_END_ONLY "start-end-only" Target
         "with smmu.notify=events replaced pages are invalidated at the end only: a device reads the page before the copy";
     SKIP_SYNC "skip-sync" Stream

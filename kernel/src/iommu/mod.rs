@@ -206,4 +206,4 @@ fn leaves_out(step: Step) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -18,7 +18,7 @@ mod domain;
 mod emulated;
 mod faults;
 mod groups;
-mod meeting;
+pub(crate) mod meeting;
 mod order;
 mod owners;
 mod shortage;
