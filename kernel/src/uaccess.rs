@@ -15,6 +15,8 @@
 
 #[cfg_attr(not(target_os = "none"), path = "uaccess/host.rs")]
 mod machine;
+#[cfg(test)]
+pub(crate) use machine::with_contents;
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::mte::GRANULE;

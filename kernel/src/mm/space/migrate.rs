@@ -254,6 +254,17 @@ fn migration_entry(entry: Descriptor) -> Descriptor {
     Migration { from: entry.address(), access, young, dirty, uffd_wp: entry.is_uffd_wp() }.into()
 }
 
+/// The entry that the page of `entry` had, for looks: without the protection of its area. Of a migration entry alone it
+/// differs from `entry`.
+pub(super) fn before_migration(entry: Descriptor) -> Descriptor {
+    match (state(entry), entry.non_present()) {
+        (EntryState::Migration, NonPresent::Migration(migration)) => {
+            migrated_entry(migration, migration.from, Protection::READ)
+        }
+        _ => entry,
+    }
+}
+
 /// The entry of the page in its new frame, in an area with `protection`.
 fn migrated_entry(migration: Migration, to: PhysAddr, protection: Protection) -> Descriptor {
     let is_writable = migration.access == MigrationAccess::Write;

@@ -11,6 +11,7 @@ use granule_pgtable::PageRange;
 use super::address_space::Space;
 use super::area::{Area, AreaFlags};
 use super::entry::{EntryState, state};
+use super::migrate::before_migration;
 use super::pagemap::Seen;
 use super::range::pages;
 use crate::mm::page_block::BLOCK_SIZE;
@@ -192,6 +193,8 @@ impl Space {
     /// Adds the pages of an entry of `area`.
     #[inline(always)]
     fn add_entry(&self, area: &Area, seen: Seen, sum: &mut Resident) {
+        // A page that is migrated is there, as on Linux.
+        let seen = Seen { entry: before_migration(seen.entry), ..seen };
         let entry = seen.entry;
         match state(entry) {
             EntryState::Page | EntryState::Inaccessible if !entry.is_special() => {

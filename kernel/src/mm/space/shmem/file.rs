@@ -559,8 +559,10 @@ impl Object {
     }
 
     /// The first byte from `at` on that is in data or in a hole, as `wanted`, as far as the object goes. The end is a
-    /// hole.
+    /// hole. Sleeps.
     pub fn seek(&self, at: u64, wanted: Sought) -> Option<u64> {
+        // As on Linux: a truncation takes the pages away that it cuts off, before this or after it.
+        let _state = self.state.read();
         let (size, first) = (self.size(), at / PAGE);
         if at >= size {
             return None;

@@ -7,7 +7,8 @@
 //! two devices keep nothing that they were notified of: one that shares the tables is notified with the TLBs, and one
 //! that mirrors them by events. Alone each call has a barrier between the contents of a page, or a table, and its entry.
 //!
-//! Each run tries some meetings, which its seed draws; `--long` tries each two calls.
+//! Each run tries some meetings, which its seed draws; `--long` tries each two calls, and every moment of a share of them:
+//! as many seeds in a row as there are shares have all.
 
 #![allow(unsafe_code, reason = "bytes of frames by their linear addresses")]
 
@@ -54,6 +55,9 @@ const LOOK: [u64; 2] = [8, PAGE - 8];
 /// Meetings of each kind that each run draws, and of each pair of calls that a long one tries.
 const DRAWN: usize = 1000;
 const OF_A_PAIR: usize = 12;
+/// The shares of all meetings, of which a long test tries one: each seed's is another one. A prime, so that each test
+/// comes to each share, by whatever number of tests CI takes turns.
+const SHARES: u64 = 127;
 /// How the devices are.
 const NOTIFIED: [Notified; 2] = [Notified::WithTlbs, Notified::ByEvents];
 /// Faults of one access, at most.
@@ -203,6 +207,8 @@ struct World {
     handle: SpaceHandle,
     /// Until it ends.
     main: Mutex<Option<SpaceRef>>,
+    /// It, once its last user leaves it: calls that have a reference find it without memory.
+    left: Mutex<Option<SpaceRef>>,
     family: Mutex<Vec<SpaceRef>>,
     file: Option<Counted<Object>>,
     /// Until it is closed.
@@ -596,11 +602,34 @@ impl Harness {
         }
     }
 
+    /// Tries every moment of each two calls whose number is in the share, for each page, with devices and without.
+    fn try_every_moment(&mut self) {
+        let share = (self.seed % SHARES) as usize;
+        for index in (share..CALLS.len() * CALLS.len()).step_by(SHARES as usize) {
+            for (page, with_devices) in (0..self.kind.pages().0.len()).flat_map(|page| [(page, true), (page, false)]) {
+                let pair = (index / CALLS.len(), index % CALLS.len(), page, with_devices);
+                let moments = self.orders(pair).map_or(1, |orders| orders[0].moments);
+                for first in 0..moments {
+                    let when = When { grain: Grain::Operations, first, second: None };
+                    if let Err(wrong) = self.try_one(pair, when) {
+                        self.fail(&wrong, "--long ");
+                    }
+                }
+            }
+            self.orders.clear();
+        }
+    }
+
     /// Numbers of the seed, for each kind others.
     fn random(&self) -> Random {
         let mut random = Random(self.seed);
         self.kind.name.bytes().for_each(|byte| random.0 ^= random.below(1 << 31) as u64 ^ u64::from(byte) << 32);
         random
+    }
+
+    /// Fails with the command that repeats it.
+    fn fail(&self, wrong: &str, option: &str) -> ! {
+        panic!("{wrong}\nagain: ./x test --host --seed {} {option}pairs::{}::", self.seed, self.kind.name);
     }
 
     /// Tries meetings of two calls at moments that are drawn, or all where there are no more.
@@ -612,7 +641,7 @@ impl Harness {
             let stop = (random.below(3) == 0).then(|| random.below(40));
             let when = When { grain: Grain::Operations, first: moment, second: stop };
             if let Err(wrong) = self.try_one(pair, when) {
-                panic!("{wrong}\nagain: ./x test --host --seed {} {option}pairs::{}::", self.seed, self.kind.name);
+                self.fail(&wrong, option);
             }
         }
     }
@@ -690,7 +719,8 @@ fn with_harness(name: &str, work: impl FnOnce(&mut Harness)) {
     host::with(kind.branches, || work(&mut Harness::new(kind, seed())));
 }
 
-/// Has each kind met by so many meetings that the seed draws, and by all where there is time.
+/// Has each kind met by so many meetings that the seed draws, and where there is time by some of each two calls, and at
+/// every moment of a share of them.
 macro_rules! meetings {
     ($($kind:ident)*) => {
         #[test]
@@ -712,6 +742,12 @@ macro_rules! meetings {
 
                 #[test]
                 #[ignore = "takes minutes: ./x test --long"]
+                fn every_moment_of_a_share_ends_as_in_an_order() {
+                    super::with_harness(stringify!($kind), |harness| harness.try_every_moment());
+                }
+
+                #[test]
+                #[ignore = "takes minutes: ./x test --long"]
                 fn all_meetings_end_as_in_an_order() {
                     super::with_harness(stringify!($kind), |harness| harness.try_all());
                 }
@@ -721,7 +757,7 @@ macro_rules! meetings {
 }
 
 meetings! {
-    private forked shared file private_file rom guarded locked registers tagged missing protected protected_file tracked sigbus
+    private forked shared file private_file rom guarded locked stack registers tagged missing protected protected_file tracked sigbus
     groups groups_live groups_forked groups_protected
     blocks blocks_live blocks_forked blocks_shared blocks_shared_live blocks_protected blocks_tracked
 }

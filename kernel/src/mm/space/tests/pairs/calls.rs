@@ -8,8 +8,10 @@ use crate::mm::space::mlock::Passed;
 use crate::mm::space::pagemap::{GUARD, UFFD_WP};
 use crate::mm::space::scan::{Scan, ScanRequest, WRITTEN};
 use crate::mm::space::{
-    Aged, AreaAdvice, Content, Discard, Move, Patience, Remap, SizeChoice, SpaceError, SpaceLimits, Used,
+    Aged, AreaAdvice, Content, Discard, Move, Patience, Remap, Resident, SizeChoice, Sought, SpaceError, SpaceLimits,
+    SpaceUser, Used,
 };
+use crate::uaccess;
 
 /// The answer of a call, in words.
 pub(super) type Answer = String;
@@ -59,7 +61,8 @@ impl Call {
         let answer = match self.run {
             What::InSpace(run) => {
                 let run = self.steps.filter(|_| in_steps).map_or(run, |(_, run)| run);
-                world.handle.upgrade().map(|space| run(world, &space, cpu, world.at(page)))
+                let space = world.handle.upgrade().or_else(|| world.left.lock().unwrap().clone());
+                space.map(|space| run(world, &space, cpu, world.at(page)))
             }
             What::Outside(run) => {
                 run(world, cpu);
@@ -95,6 +98,31 @@ fn advise(world: &World, space: &Space, cpu: &Cpu, advice: AreaAdvice) -> Answer
 fn pager(world: &World, call: impl FnOnce(&Counted<Userfaultfd>) -> Answer) -> Answer {
     let file = world.pager.lock().unwrap().clone();
     file.map_or_else(|| "no pager".into(), |file| call(&file.0))
+}
+
+/// A page of bytes that the pager has.
+fn copy(world: &World, space: &Space, cpu: &Cpu, at: VirtAddr, is_protected: bool) -> Answer {
+    pager(world, |pager| {
+        let content = Content::Copy(VirtAddr(0), is_protected);
+        said(uaccess::with_contents(0x99, || pager.fill(cpu, Some(space), at, PAGE, content)))
+    })
+}
+
+/// The part of smaps about a page. How often it is mapped is not compared, nor its age: see [`shown`].
+fn smaps(space: &Space, at: VirtAddr) -> Answer {
+    let (mut sum, mut properties) = (Resident::default(), None);
+    space.add_resident(
+        at,
+        &mut sum,
+        || false,
+        |area| {
+            let start = area.start().max(at);
+            let has = area.shown().properties.into_iter().filter(|&(_, has)| has).map(|(name, _)| name);
+            properties = (start == at).then(|| has.collect::<Vec<_>>());
+            pages(start, start + PAGE)
+        },
+    );
+    said(properties.map(|properties| (properties, sum.bytes, sum.has_guards)))
 }
 
 /// Protects what was written. Whether a page was is not compared: a store ends the protection before it is made.
@@ -253,10 +281,12 @@ pub(super) const CALLS: &[Call] = &[
     }),
     call("msync", |w, space, _, _| said(space.msync(START, w.bytes(), true, true))),
     call("pagemap", |_, space, _, at| said(shown(space, at))),
+    call("smaps", |_, space, _, at| smaps(space, at)),
     call("clear_refs", |_, space, _, _| {
         space.age(Aged::All, ALIVE);
         "done".into()
     }),
+    call("a stack grows", |_, space, _, at| said(space.grow_stack(at, &SpaceLimits::NONE))),
     call("brk, longer", |w, space, cpu, _| {
         let request = MapRequest { placement: Placement::Heap(START + w.bytes()), ..private(1) };
         said(space.mmap(cpu, &request).map(drop))
@@ -276,6 +306,11 @@ pub(super) const CALLS: &[Call] = &[
         let space = w.main.lock().unwrap().take();
         drop(space);
     }),
+    outside("exec, beside other references", |w, _| {
+        let Some(space) = w.main.lock().unwrap().take() else { return };
+        *w.left.lock().unwrap() = Some(space.clone());
+        drop(SpaceUser::new(space));
+    }),
     call("bind", |w, space, cpu, at| match Device::join(&w.handle, Notified::WithTlbs) {
         Err(error) => said(error),
         Ok(device) => {
@@ -293,6 +328,8 @@ pub(super) const CALLS: &[Call] = &[
         pager(w, |pager| said(Userfaultfd::register(pager, cpu, START, w.bytes(), both)))
     }),
     call("UFFDIO_UNREGISTER", |w, _, cpu, _| pager(w, |pager| said(pager.unregister(cpu, START, w.bytes())))),
+    call("UFFDIO_COPY", |w, space, cpu, at| copy(w, space, cpu, at, false)),
+    call("UFFDIO_COPY, protected", |w, space, cpu, at| copy(w, space, cpu, at, true)),
     call("UFFDIO_ZEROPAGE", |w, space, cpu, at| {
         pager(w, |pager| said(pager.fill(cpu, Some(space), at, PAGE, Content::Zeros)))
     }),
@@ -326,6 +363,8 @@ pub(super) const CALLS: &[Call] = &[
             said((file.read(at - START + 8, &mut byte), byte))
         })
     }),
+    call("SEEK_DATA", |w, _, _, at| file(w, |file| said(file.seek(at - START, Sought::Data)))),
+    call("SEEK_HOLE", |w, _, _, at| file(w, |file| said(file.seek(at - START, Sought::Hole)))),
     outside("the device is gone", |w, cpu| {
         w.file.iter().filter(|_| w.kind.of == Of::Registers).for_each(|registers| registers.revoke(cpu));
     }),

@@ -13,6 +13,8 @@ pub(super) enum Of {
     Rom,
     /// A device's registers.
     Registers,
+    /// None, and the memory grows downward: the lowest page that is looked at is not mapped yet.
+    Stack,
 }
 
 /// How pages are translated, where that can be.
@@ -81,6 +83,7 @@ pub(super) const KINDS: &[Kind] = &[
     kind("rom", Sharing::Private, Of::Rom, By::Pages),
     Kind { name: "guarded", then: Some(Then::Guarded), ..PRIVATE },
     Kind { name: "locked", then: Some(Then::Locked), is_forked: true, ..PRIVATE },
+    kind("stack", Sharing::Private, Of::Stack, By::Pages),
     kind("registers", Sharing::Shared, Of::Registers, By::Pages),
     Kind { name: "tagged", then: Some(Then::Tagged), branches: &[branch::MTE, branch::TAG_STORAGE], ..PRIVATE },
     Kind { name: "missing", served: Some((WITHOUT_EVENTS, MISSING)), is_forked: true, ..PRIVATE },
@@ -125,6 +128,7 @@ impl Kind {
     pub(super) const fn pages(&self) -> (&'static [u64], u64) {
         match (self.by, self.of) {
             (_, Of::Registers) => (&[0], 1),
+            (_, Of::Stack) => (&[1, 2, 3, 0], 4),
             (By::Pages, _) => (&[0, 1, 2, 3], 4),
             (By::Groups, _) => (&[0, 1, 15, 16], 18),
             (By::Blocks, _) => (&[0, 1, 511, 512], 514),
@@ -137,14 +141,17 @@ impl Kind {
         let (cpu, space, (looked_at, count)) = (&rig.cpu, rig.space(), self.pages());
         let bytes = count * PAGE;
         let file = match self.of {
-            Of::Anonymous => None,
+            Of::Anonymous | Of::Stack => None,
             Of::File => Some(rig.spaces.create_object(cpu, bytes, None, Seals(0))),
             Of::Rom => Some(rig.spaces.create_object(cpu, bytes, Some(&CONTENTS), Seals(0))),
             Of::Registers => Some(rig.spaces.create_registers(cpu, REGISTERS)),
         };
         let file = file.map(|file| file.unwrap());
-        let request = MapRequest { placement: Placement::Fixed(START), sharing: self.sharing, ..private(count) };
+        let missing = u64::from(self.of == Of::Stack);
+        let placement = Placement::Fixed(START + missing * PAGE);
+        let request = MapRequest { placement, sharing: self.sharing, ..private(count - missing) };
         let terms = Terms {
+            grows: self.of == Of::Stack,
             file: file.as_ref().map(|object| MappedFile { object, first_page: 0, may_write: true }),
             ..Terms::NONE
         };
@@ -193,6 +200,7 @@ impl Kind {
             kind: self,
             handle,
             main: Mutex::new(Some(space)),
+            left: Mutex::default(),
             family: Mutex::new(family),
             file,
             pager: Mutex::new(pager.map(|pager| Arc::new(PagerFile(pager)))),
