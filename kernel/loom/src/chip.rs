@@ -84,7 +84,9 @@ pub mod timer {
     }
 
     pub(crate) fn set(cpu: &Cpu, _: Purpose, deadline: Option<Deadline>, _: fn(&Cpu)) {
-        cpu.timer.set(deadline.map(Deadline::count));
+        if !omits(Omitted::Timer) {
+            cpu.timer.set(deadline.map(Deadline::count));
+        }
     }
 
     /// A CPU's timer: an interrupt is due then.

@@ -68,6 +68,8 @@ pub enum Omitted {
     WalkWord,
     /// The patience of what waits for some time: it is over at once.
     Patience,
+    /// The timer, which is not set.
+    Timer,
     /// A step of the SMMU's driver.
     Smmu(Step),
 }

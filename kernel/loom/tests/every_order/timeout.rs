@@ -1,15 +1,16 @@
 //! Waits that end at a moment, the kernel's own source: of a wake-up, the timeout and a signal one ends the wait, and
 //! nothing is left of it in a queue.
 //!
-//! A timer that is not set, or a wake-up that is lost, is a deadlock, which loom reports.
+//! A wake-up that is lost is a deadlock, which loom reports.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use granule_loom::Sleeper;
 use granule_loom::chip::timer::Deadline;
 use granule_loom::sched::{WaitQueue, Woken, run_timer, sleep_through, sleep_until, stop_timer};
+use granule_loom::{Omitted, Sleeper, omit};
 
-use crate::threads_with;
+use crate::{assert_caught, threads_with};
 
 /// When all is due.
 const DUE: u64 = 1;
@@ -73,6 +74,33 @@ fn of_a_wake_up_and_a_signal_one_ends_the_wait() {
 #[test]
 fn of_a_wake_up_a_signal_and_a_timeout_one_ends_the_wait() {
     wait(true, &[Ends::BySignal, Ends::ByAnother]);
+}
+
+/// A thread, which leaves a step out, sleeps until a moment, and another signals it: in an order the moment comes first.
+fn moment_ends_a_sleep(step: Omitted) {
+    let timed_out = Arc::new(AtomicBool::new(false));
+    let noted = Arc::clone(&timed_out);
+    in_a_thread(move || {
+        let timer = loom::thread::spawn(|| run_timer(DUE));
+        let sleeper = Sleeper::current();
+        let signals = loom::thread::spawn(move || sleeper.signal());
+        omit(step);
+        noted.fetch_or(sleep_until(due()) == Woken::TimedOut, Ordering::Relaxed);
+        stop_timer();
+        signals.join().unwrap();
+        timer.join().unwrap();
+    });
+    assert!(timed_out.load(Ordering::Relaxed), "the moment ends no sleep");
+}
+
+#[test]
+fn a_moment_ends_a_sleep() {
+    moment_ends_a_sleep(Omitted::Nothing);
+}
+
+#[test]
+fn a_timer_that_is_not_set_is_caught() {
+    assert_caught("the moment ends no sleep", || moment_ends_a_sleep(Omitted::Timer));
 }
 
 /// Two threads of a CPU sleep until the same moment, one of them in spite of a signal.
