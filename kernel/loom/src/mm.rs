@@ -38,6 +38,8 @@ mod denied;
 #[allow(dead_code, reason = "only what widens and replaces an entry runs here")]
 #[path = "../../src/mm/space/entry.rs"]
 mod entry;
+#[path = "../../src/mm/space/guard.rs"]
+mod guard;
 #[allow(dead_code, reason = "what tries an attempt without the lock is the kernel's alone")]
 #[path = "../../src/mm/space/look.rs"]
 mod look;

@@ -1,11 +1,12 @@
-//! A family of spaces, of which a page migrates: the kernel's own lists and its mark, with spaces of one page.
+//! A family of spaces, of which a page migrates: the kernel's own lists, mark and copies of entries, with spaces of one
+//! page.
 
 #![allow(unsafe_code, reason = "spaces that are ended where nothing refers to them")]
 
 #[allow(
     dead_code,
     clippy::modulo_one,
-    reason = "objects, and the numbers of pages, are not here; nor is a second list"
+    reason = "objects have no pages here, and pages no numbers; nor is there a second list"
 )]
 #[path = "../../../src/mm/space/family.rs"]
 mod shipped;
@@ -15,8 +16,10 @@ mod shipped;
 #[path = "../../../src/mm/space/migrations.rs"]
 mod migrations;
 
+use granule_arch::addr::PhysAddr;
+use granule_arch::descriptor::{Descriptor, Migration, MigrationAccess, Protection};
+use granule_pgtable::{Mmu, Stores};
 use intrusive_collections::LinkedListAtomicLink;
-use loom::sync::Mutex;
 
 use migrations::Migrations;
 use shipped::{Families, FamilyId, ObjectList, SpaceList};
@@ -27,11 +30,13 @@ mod family {
     pub(super) use super::shipped::{Families, FamilyId, SpaceList};
 }
 
-use crate::Watched;
+use crate::mm::entry::{EntryState, attributes, copy_entry, replace, state};
 use crate::mm::frame::Frame;
+use crate::mm::table_lock::TableGuard;
 use crate::sched::{ReadGuard, RwSem, WriteGuard};
-use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::atomic::{AtomicU32, AtomicU64};
 use crate::sync::rank;
+use crate::{Cpu, Machine, Watched};
 
 mod spaces {
     /// Lists of families.
@@ -53,11 +58,27 @@ mod shmem {
     }
 }
 
-/// The values of the entry of a space.
-const EMPTY: u32 = 0;
-const OLD: u32 = 1;
-const MIGRATION: u32 = 2;
-const NEW: u32 = 3;
+/// The frame that the page has, and the one that it moves to.
+const OLD: PhysAddr = PhysAddr(0x4000_0000);
+const NEW: PhysAddr = PhysAddr(0x4000_1000);
+
+fn page_in(frame: PhysAddr) -> Descriptor {
+    Descriptor::page(frame, attributes(Protection::READ))
+}
+
+/// Of the page on its way.
+fn migration_entry() -> Descriptor {
+    let access = MigrationAccess::Read;
+    Migration { from: OLD, access, young: false, dirty: false, uffd_wp: false }.into()
+}
+
+fn is_migrating(entry: Descriptor) -> bool {
+    state(entry) == EntryState::Migration
+}
+
+fn has_old(entry: Descriptor) -> bool {
+    state(entry) == EntryState::Page && entry.address() == OLD
+}
 
 /// A step that is left out.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -75,21 +96,21 @@ struct Space {
     in_family: LinkedListAtomicLink,
     family: FamilyId,
     areas: RwSem<()>,
-    /// The lock of the table, in the place of the invalidation too.
-    table: Mutex<()>,
-    entry: AtomicU32,
+    /// The record of the table, with its lock.
+    table: Frame,
+    cell: AtomicU64,
     /// Written by its end.
     is_there: Watched<bool>,
 }
 
 impl Space {
-    fn new(family: FamilyId, entry: u32) -> Box<Self> {
+    fn new(family: FamilyId, entry: Descriptor) -> Box<Self> {
         Box::new(Self {
             in_family: LinkedListAtomicLink::new(),
             family,
             areas: RwSem::new(rank::AREAS, ()),
-            table: Mutex::new(()),
-            entry: AtomicU32::new(entry),
+            table: Frame::default(),
+            cell: AtomicU64::new(entry.0),
             is_there: Watched::default(),
         })
     }
@@ -99,15 +120,30 @@ impl Space {
         self.areas.read()
     }
 
-    /// Replaces the entry where it is `old`; whether it was.
-    fn replace(&self, old: u32, new: u32) -> bool {
+    fn lock_table(&self) -> TableGuard<'_> {
+        TableGuard::lock(&self.table)
+    }
+
+    /// As `Space::unmap_to_migrate`.
+    fn unmap_to_migrate(&self, mmu: &Cpu<'_>) -> bool {
         let _areas = self.read_areas();
-        let _locked = self.table.lock().unwrap();
-        let is_old = self.entry.load(Ordering::Relaxed) == old;
-        if is_old {
-            self.entry.store(new, Ordering::Relaxed);
+        let locked = self.lock_table();
+        let entry = locked.entry(mmu, &self.cell).descriptor();
+        if has_old(entry) {
+            replace(mmu, &self.cell, entry, |_| migration_entry());
         }
-        is_old
+        has_old(entry)
+    }
+
+    /// As `Space::map_migrated`.
+    fn map_migrated(&self, mmu: &Cpu<'_>, to: PhysAddr) -> bool {
+        let _areas = self.read_areas();
+        let locked = self.lock_table();
+        let is_migrating = is_migrating(locked.entry(mmu, &self.cell).descriptor());
+        if is_migrating {
+            mmu.store(&self.cell, page_in(to));
+        }
+        is_migrating
     }
 }
 
@@ -121,6 +157,7 @@ impl Families {
 
 /// The family: a parent that has a page, and a child that gets it.
 pub struct Family {
+    machine: Machine,
     families: Box<Families>,
     migrations: Migrations,
     parent: Box<Space>,
@@ -138,10 +175,11 @@ impl Family {
         let family = families.new_id();
         let record = Frame::default();
         record.hand_out();
-        let (parent, child) = (Space::new(family, OLD), Space::new(family, EMPTY));
+        let (parent, child) = (Space::new(family, page_in(OLD)), Space::new(family, Descriptor::EMPTY));
         families.join(&parent);
         let migrations = Migrations::new();
-        Self { families, migrations, parent, child, record, contents: Watched::default(), without }
+        let machine = Machine::new(0, crate::Without::Nothing);
+        Self { machine, families, migrations, parent, child, record, contents: Watched::default(), without }
     }
 
     fn lock_parent(&self) -> WriteGuard<'_, ()> {
@@ -158,13 +196,11 @@ impl Family {
     pub fn fork(&self) {
         self.families.join(&self.child);
         let _areas = self.lock_parent();
-        let entry = self.parent.entry.load(Ordering::Relaxed);
-        assert_ne!(entry, MIGRATION, "a migration entry was copied");
-        if entry == OLD {
-            self.record.share();
-        }
         let _childs = self.child.areas.write();
-        self.child.entry.store(entry, Ordering::Relaxed);
+        let (mmu, mut protected) = (self.machine.cpu(0), false);
+        let _locked = self.parent.lock_table();
+        copy_entry(&mmu, &self.parent.cell, &self.child.cell, |_| &self.record, &mut protected);
+        assert!(!is_migrating(mmu.load(&self.child.cell)), "a migration entry was copied");
     }
 
     /// The child ends. As `Space::release`.
@@ -173,10 +209,11 @@ impl Family {
             self.families.leave(&self.child);
         }
         self.child.is_there.write(false);
-        if self.child.entry.load(Ordering::Relaxed) == OLD {
+        let mmu = self.machine.cpu(0);
+        if has_old(mmu.load(&self.child.cell)) {
             self.record.put();
         }
-        self.child.entry.store(EMPTY, Ordering::Relaxed);
+        mmu.store(&self.child.cell, Descriptor::EMPTY);
     }
 
     /// The page migrates, if the entries that are found are all that hold it. As `Spaces::migrate_one`.
@@ -186,10 +223,11 @@ impl Family {
     pub fn migrate(&self) -> bool {
         let _one = self.migrations.begin();
         let family = self.migrations.mark(self.parent.family, &self.families);
-        let unmapped = family.count(&|space| space.replace(OLD, MIGRATION));
+        let mmu = self.machine.cpu(1);
+        let unmapped = family.count(&|space| space.unmap_to_migrate(&mmu));
         let is_alone = unmapped != 0 && unmapped == self.record.references();
         let target = if is_alone { NEW } else { OLD };
-        let mapped = family.count(&|space| space.replace(MIGRATION, target));
+        let mapped = family.count(&|space| space.map_migrated(&mmu, target));
         assert_eq!(mapped, unmapped, "a migration entry was lost");
         if is_alone {
             // The next owner of the frame.
@@ -200,13 +238,10 @@ impl Family {
     }
 
     /// A program reads the page of the child.
-    ///
-    /// # Panics
-    /// Another of loom's threads has panicked.
     pub fn read_in_child(&self) {
         let _areas = self.child.areas.read();
-        let _locked = self.child.table.lock().unwrap();
-        if self.child.entry.load(Ordering::Relaxed) == OLD {
+        let locked = self.child.lock_table();
+        if has_old(locked.entry(&self.machine.cpu(0), &self.child.cell).descriptor()) {
             self.contents.read();
         }
     }
@@ -217,9 +252,9 @@ impl Family {
     /// One has.
     pub fn assert_at_rest(&self, has_moved: bool) {
         for space in [&self.parent, &self.child] {
-            let entry = space.entry.load(Ordering::Relaxed);
-            assert_ne!(entry, MIGRATION, "a migration entry is left");
-            assert!(!(has_moved && entry == OLD), "an entry has the frame that was given back");
+            let entry = self.machine.cpu(0).load(&space.cell);
+            assert!(!is_migrating(entry), "a migration entry is left");
+            assert!(!(has_moved && has_old(entry)), "an entry has the frame that was given back");
             self.families.leave(space);
         }
     }

@@ -1,12 +1,13 @@
 //! A page of a space, by its entry in a table that is linked: the kernel's own lock of tables and looks at entries.
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
-use granule_arch::descriptor::{Descriptor, Markers};
+use granule_arch::descriptor::{Descriptor, Markers, Protection};
 use granule_pgtable::{EnsureError, Mmu, Stores};
 
 use super::denied::Denied;
-use super::entry::{replace, set_access_flags};
+use super::entry::{attributes, copy_entry, replace, set_access_flags};
 use super::error::FaultError;
+use super::guard::{replace_by_guards, set_guards};
 use super::look::{Glimpse, replace_frame};
 use super::table_lock::TableGuard;
 use crate::mm::frame::Frame;
@@ -25,6 +26,9 @@ pub struct MappedPage {
     /// The record of the table, with its lock.
     table: Frame,
     areas: RwSem<()>,
+    /// The entry of the page in a child, and the record of the old frame.
+    child: AtomicU64,
+    record: Frame,
 }
 
 /// The page in a child of a fork, or at a fault.
@@ -38,12 +42,32 @@ pub enum Copied {
     Nothing,
 }
 
+impl Copied {
+    fn of(entry: Descriptor) -> Self {
+        match entry {
+            Descriptor::EMPTY => Self::Nothing,
+            entry if entry == Descriptor::from(Markers::GUARD) => Self::Guard,
+            _ => Self::Page,
+        }
+    }
+}
+
 impl MappedPage {
     /// A page in a frame that others have too.
     pub fn new(machine: Machine) -> Self {
-        let page = Self { machine, table: Frame::default(), areas: RwSem::new(rank::AREAS, ()) };
+        let page = Self::missing(machine);
         let cpu = page.machine.cpu(0);
-        cpu.store(cell(&cpu), Descriptor(OLD.0 | 1));
+        cpu.store(cell(&cpu), page_in(OLD));
+        page
+    }
+
+    /// One that no access has made yet.
+    pub fn missing(machine: Machine) -> Self {
+        let areas = RwSem::new(rank::AREAS, ());
+        let (table, child, record) = (Frame::default(), AtomicU64::new(0), Frame::default());
+        record.hand_out();
+        let page = Self { machine, table, areas, child, record };
+        cell(&page.machine.cpu(0));
         page
     }
 
@@ -52,7 +76,7 @@ impl MappedPage {
         let cpu = self.machine.cpu(number);
         let _areas = self.areas.read();
         let _locked = lock(&self.table);
-        replace_frame(&cpu, cell(&cpu), Descriptor(NEW.0 | 1), || cpu.dsb_ish());
+        replace_frame(&cpu, cell(&cpu), page_in(NEW), || cpu.dsb_ish());
     }
 
     /// Whether a fault that finds no page is denied, as where a pager wants SIGBUS.
@@ -81,12 +105,45 @@ impl MappedPage {
         Glimpse::at(&cpu, cell(&cpu)).is_empty()
     }
 
-    /// Makes the page a guard: empties the entry, invalidates, and stores the guard, in one hold of both locks.
-    pub fn guard(&self, number: usize) {
+    /// Makes the page a guard, as `Space::madvise_guard`; whether a page was zapped.
+    pub fn guard(&self, number: usize) -> bool {
         let cpu = self.machine.cpu(number);
         let _areas = self.areas.read();
+        let cells = std::slice::from_ref(cell(&cpu));
+        let is_set = set_guards(&cpu, &lock(&self.table), cells, |_| {});
+        if !is_set {
+            replace_by_guards(&cpu, lock(&self.table), cells, |_| {
+                cpu.store(&cells[0], Descriptor::EMPTY);
+                cpu.dsb_ish();
+            });
+        }
+        !is_set
+    }
+
+    /// Likewise, where a look without the lock of the table finds nothing.
+    pub fn guard_after_a_glimpse(&self, number: usize) -> bool {
+        let cpu = self.machine.cpu(number);
+        let areas = self.areas.read();
+        if !Glimpse::at(&cpu, cell(&cpu)).is_empty() {
+            drop(areas);
+            return self.guard(number);
+        }
         let _locked = lock(&self.table);
-        replace_frame(&cpu, cell(&cpu), Descriptor::from(Markers::GUARD), || cpu.dsb_ish());
+        cpu.store(cell(&cpu), Descriptor::from(Markers::GUARD));
+        drop(areas);
+        false
+    }
+
+    /// A load that makes a page of zeros, if there is nothing; whether it has.
+    pub fn load(&self, number: usize) -> bool {
+        let cpu = self.machine.cpu(number);
+        let _areas = self.areas.read();
+        let locked = lock(&self.table);
+        let fillable = locked.entry(&cpu, cell(&cpu)).fillable();
+        if let Some(fillable) = fillable {
+            cpu.store(cell(&cpu), fillable.with(page_in(NEW)));
+        }
+        fillable.is_some()
     }
 
     /// Makes it one in two holds of the lock of the table; with `areas_too` also of that of the areas.
@@ -107,11 +164,13 @@ impl MappedPage {
         drop(areas);
     }
 
-    /// Looks as a fork does, with the areas locked for writing.
+    /// A fork copies the entry; returns that of the child.
     pub fn fork(&self, number: usize) -> Copied {
         let cpu = self.machine.cpu(number);
         let _areas = self.areas.write();
-        self.look(&cpu)
+        let (_locked, mut protected) = (lock(&self.table), false);
+        copy_entry(&cpu, cell(&cpu), &self.child, |_| &self.record, &mut protected);
+        Copied::of(cpu.load(&self.child))
     }
 
     /// Looks as a fault does, under the lock of the table.
@@ -123,11 +182,7 @@ impl MappedPage {
 
     fn look(&self, cpu: &Cpu<'_>) -> Copied {
         let locked = lock(&self.table);
-        match locked.entry(cpu, cell(cpu)).descriptor() {
-            Descriptor::EMPTY => Copied::Nothing,
-            entry if entry == Descriptor::from(Markers::GUARD) => Copied::Guard,
-            _ => Copied::Page,
-        }
+        Copied::of(locked.entry(cpu, cell(cpu)).descriptor())
     }
 }
 
@@ -184,6 +239,10 @@ impl ChangedEntry {
 
 fn lock(table: &Frame) -> TableGuard<'_> {
     TableGuard::lock(table)
+}
+
+fn page_in(frame: PhysAddr) -> Descriptor {
+    Descriptor::page(frame, attributes(Protection::READ))
 }
 
 fn cell<'c>(cpu: &'c Cpu<'_>) -> &'c AtomicU64 {

@@ -73,7 +73,7 @@ fn is_page_or_guard(found: Copied) {
 }
 
 fn guard(page: &MappedPage) {
-    page.guard(1);
+    assert!(page.guard(1), "look: the page was not zapped");
 }
 
 #[test]
@@ -84,6 +84,28 @@ fn a_fork_beside_a_guard_has_one_of_both() {
 #[test]
 fn a_fault_beside_a_guard_meets_one_of_both() {
     meet(guard, |page| is_page_or_guard(page.fault(0)), Omitted::Nothing);
+}
+
+/// A guard comes in the place of nothing while a load makes a page there: the guard is left, and the page is zapped.
+fn guard_beside_a_load(guard: fn(&MappedPage, usize) -> bool) {
+    threads_with(2, move || {
+        let page = Arc::new(MappedPage::missing(Machine::new(1, Without::Nothing)));
+        let guarded = Arc::clone(&page);
+        let guards = loom::thread::spawn(move || guard(&guarded, 1));
+        let is_made = page.load(0);
+        assert_eq!(guards.join().unwrap(), is_made, "look: a page was not zapped");
+        assert_eq!(page.fault(0), Copied::Guard, "look: the guard was lost");
+    });
+}
+
+#[test]
+fn a_guard_beside_a_load_zaps_its_page() {
+    guard_beside_a_load(MappedPage::guard);
+}
+
+#[test]
+fn a_guard_after_a_glimpse_is_caught() {
+    assert_caught("look: a page was not zapped", || guard_beside_a_load(MappedPage::guard_after_a_glimpse));
 }
 
 #[test]

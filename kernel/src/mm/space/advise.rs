@@ -21,6 +21,7 @@ use super::cells::{EntryCell, TableCells};
 use super::entry::{EntryState, marker, state, uffd_wp_marker};
 use super::error::{FaultError, Refusal, SpaceError};
 use super::gather::Gather;
+use super::guard::{replace_by_guards, set_guards};
 use super::parts::Divisible as _;
 use super::populate::CHUNK;
 use super::range::{USER_END, USER_START, clamped_range, pages};
@@ -258,7 +259,11 @@ impl Space {
                 let until = VirtAddr(next.0 | (BLOCK_SIZE - 1)).min(part.last()) + 1;
                 let range = pages(next, until);
                 if let Some(found) = self.ensure_cells(cpu, range)? {
-                    if !self.set_guards(&found) {
+                    let are_set = {
+                        let locked = self.lock_table(found.table);
+                        set_guards(self.mmu(), &locked, found.cells, |index| locked.note_used(found.address(index)))
+                    };
+                    if !are_set {
                         let _change = self.notifiers.start(Range::new(Event::Clear, range.start(), range.end()));
                         let mut gather = Gather::among_faults(self, cpu, areas);
                         if lab::is_on!(GUARD_IN_TWO) {
@@ -266,7 +271,11 @@ impl Space {
                             // The caller drops the lock of the areas, and comes back.
                             return Ok(range.start());
                         }
-                        self.replace_by_guards(&mut gather, &found);
+                        let locked = self.lock_table(found.table);
+                        replace_by_guards(self.mmu(), locked, found.cells, |locked| {
+                            self.zap_cells(&mut gather, locked, &found, ZapFlags::DISCARD);
+                            note_all_used(locked.frame(), bits_of(&found));
+                        });
                     }
                     next = until;
                 } else {
@@ -349,36 +358,6 @@ impl Space {
 
     fn is_guard(&self, cell: &EntryCell) -> bool {
         matches!(state(self.mmu().load(cell)), EntryState::Marker(markers) if markers.contains(Markers::GUARD))
-    }
-
-    /// Makes guards of entries without a page; returns `false` at the first one that has one, or that a TLB may still
-    /// have.
-    fn set_guards(&self, found: &TableCells<'_>) -> bool {
-        let guard = Descriptor::from(Markers::GUARD);
-        let mmu = self.mmu();
-        let locked = self.lock_table(found.table);
-        found.cells.iter().enumerate().all(|(index, cell)| match state(mmu.load(cell)) {
-            EntryState::Empty | EntryState::Marker(_) => {
-                locked.note_used(found.address(index));
-                mmu.store(cell, guard);
-                true
-            }
-            EntryState::Page
-            | EntryState::Inaccessible
-            | EntryState::Stale
-            | EntryState::Migration
-            | EntryState::Damaged => false,
-        })
-    }
-
-    /// Makes guards of all entries, under one hold of the table's lock, so that a fault finds the page or the guard,
-    /// and so does a fork, which waits for the areas too. A look without the lock that finds neither is no answer
-    /// ([`Glimpse`](super::look::Glimpse)).
-    fn replace_by_guards(&self, gather: &mut Gather<'_>, found: &TableCells<'_>) {
-        let locked = self.lock_table(found.table);
-        self.zap_cells(gather, &locked, found, ZapFlags::DISCARD);
-        note_all_used(locked.frame(), bits_of(found));
-        self.mmu().fill(found.cells, Descriptor::from(Markers::GUARD), 0);
     }
 
     /// Makes the guards in the `bytes` bytes from `start` on pages again, empty ones (`MADV_GUARD_REMOVE`).

@@ -46,6 +46,7 @@ mod footprint;
 mod fork;
 mod gather;
 mod group;
+mod guard;
 mod limits;
 mod look;
 mod migrate;
