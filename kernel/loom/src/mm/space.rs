@@ -17,9 +17,48 @@ pub use crate::iommu::space::{Space, SpaceRef};
 #[path = "../../../src/mm/space/parts.rs"]
 mod parts;
 
+#[allow(dead_code, unreachable_pub, reason = "few calls fail here")]
+#[path = "../../../src/mm/space/error.rs"]
+mod error;
+
+/// The kernel's folder.
+#[allow(dead_code, unreachable_pub, reason = "what calls and faults know of areas is the kernel's alone")]
+#[path = "../../../src/mm/space"]
+mod shipped {
+    pub(super) mod area;
+
+    /// What is in an area.
+    pub(super) mod shmem {
+        pub(super) mod mappers;
+        #[allow(dead_code, reason = "no page migrates here, and none is a block")]
+        mod pages;
+        #[path = "../../../../loom/src/mm/space/reverse_map.rs"]
+        pub(in super::super) mod reverse_map;
+
+        pub(super) use reverse_map::Object;
+    }
+
+    pub(super) mod address_space {
+        pub(in super::super) use super::shmem::reverse_map::Space;
+    }
+
+    /// A replacement for userfaultfds: there are none.
+    mod userfault {
+        #[derive(Clone, Copy)]
+        pub(super) struct UserfaultfdNumber(pub(super) u16);
+    }
+
+    use super::range;
+    use crate::mm::look;
+}
+pub use shipped::shmem::reverse_map::{Shared, Steps};
+use shipped::{address_space, area};
+
 mod range {
-    use granule_arch::addr::VirtAddr;
+    use granule_arch::addr::{PAGE, VirtAddr};
     use granule_pgtable::PageRange;
+
+    pub(super) const STACK_GUARD: u64 = 256 * PAGE;
 
     pub(super) fn pages(start: VirtAddr, end: VirtAddr) -> PageRange {
         PageRange::new(start, end - start).expect("page aligned, and in order")

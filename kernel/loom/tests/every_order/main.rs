@@ -26,6 +26,7 @@ mod purge;
 mod reclaim;
 mod remedies;
 mod remote;
+mod reverse_map;
 mod run_queue;
 mod rwsem;
 mod scarcity;

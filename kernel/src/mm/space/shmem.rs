@@ -35,7 +35,7 @@ use super::userfault::FillError;
 use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
 use crate::mm::kernel::Machine;
-use crate::sched::{RwSem, WriteGuard, relax};
+use crate::sched::{RwSem, relax};
 use crate::smp::{Cpu, this_cpu};
 use crate::sync::rank;
 
@@ -419,18 +419,7 @@ impl Object {
     /// Has `change` change which areas map it, and where.
     #[inline(always)]
     pub(super) fn change_mappers(&self, change: impl FnOnce(&mut Mappers)) {
-        // Out of line: this is called for each kind of change.
-        #[inline(never)]
-        fn lock(mappers: &RwSem<Mappers>) -> WriteGuard<'_, Mappers> {
-            mappers.write()
-        }
-        #[inline(never)]
-        fn unlock(mappers: WriteGuard<'_, Mappers>) {
-            drop(mappers);
-        }
-        let mut mappers = lock(&self.mappers);
-        change(&mut mappers);
-        unlock(mappers);
+        Mappers::change(&self.mappers, change);
     }
 
     /// Counts one more area that a program may write through, which [`Self::end_writer`] takes away.

@@ -6,6 +6,8 @@
 //! The tree is by the first page that an area maps; what reaches a page begins at most as many pages before it as the
 //! longest area has. Areas with the same first page are in the order in which they joined. So a walk visits what a fork
 //! copies before the copy, and what it has not met in the one it meets in the other.
+//!
+//! `kernel/loom` compiles this file, with [areas](super::super::area), on loom's locks.
 
 #![allow(unsafe_code, reason = "intrusive nodes")]
 
@@ -18,7 +20,7 @@ use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef, in
 use super::super::address_space::Space;
 use super::super::area::{Area, AreaFlags, Mapping};
 use super::super::range::pages;
-use crate::sched::relax;
+use crate::sched::{RwSem, WriteGuard, relax};
 
 mod adapters {
     #![allow(missing_docs, reason = "the macro writes items that take no comment")]
@@ -70,6 +72,23 @@ impl Mapped<'_> {
 
 impl Mappers {
     pub(super) const NONE: Self = Self { tree: RBTree::new(ByPage::NEW), longest: 0 };
+
+    /// Has `change` change those of an object, with their lock held for writing: no walk by them is open.
+    #[inline(always)]
+    pub(super) fn change(mappers: &RwSem<Self>, change: impl FnOnce(&mut Self)) {
+        // Out of line: this is called for each kind of change.
+        #[inline(never)]
+        fn lock(mappers: &RwSem<Mappers>) -> WriteGuard<'_, Mappers> {
+            mappers.write()
+        }
+        #[inline(never)]
+        fn unlock(mappers: WriteGuard<'_, Mappers>) {
+            drop(mappers);
+        }
+        let mut mappers = lock(mappers);
+        change(&mut mappers);
+        unlock(mappers);
+    }
 
     /// Adds an area, with what it has of the object. It leaves before it is dropped.
     #[inline(never)]
