@@ -19,12 +19,12 @@
 //! The notifier chain ([`notifier`]), tokens, run queues, wait queues, timeouts and the lock whose waiters sleep
 //! ([`sched`]), much of memory management beside the page tables ([`mm`]), the order of interrupts with memory ([`chip`]),
 //! the interrupts of devices that threads wait for ([`devices`]), bindings of devices to spaces with their faults
-//! ([`iommu`]), and calls of other CPUs and their parking ([`remote`]) are the kernel's files, compiled here once more:
-//! what they name by `crate::sync`, `crate::smp`, `crate::chip` and so on is in this crate. The chain runs with no table
-//! or with one entry, what sleeps on threads with a lock and a condition for their run queue or on the kernel's run queues
-//! ([`Sleeper`]). The command queue of an SMMU is generic over its platform ([`Smmu`]); it runs with a thread that consumes
-//! it, or with nothing that does and a clock that runs out. So are the page tables and the TLBIs that a change issues, by
-//! their operands.
+//! ([`iommu`]), the count of tasks ([`linux`]), and calls of other CPUs and their parking ([`remote`]) are the kernel's
+//! files, compiled here once more: what they name by `crate::sync`, `crate::smp`, `crate::chip` and so on is in this
+//! crate. The chain runs with no table or with one entry, what sleeps on threads with a lock and a condition for their run
+//! queue or on the kernel's run queues ([`Sleeper`]). The command queue of an SMMU is generic over its platform ([`Smmu`]);
+//! it runs with a thread that consumes it, or with nothing that does and a clock that runs out. So are the page tables and
+//! the TLBIs that a change issues, by their operands.
 //!
 //! Loom cannot show one thing: a load never takes its value from a store that is later in the same order (no load
 //! buffering). The release of the even word is therefore seen through what a mapper stores, not through what a
@@ -40,6 +40,7 @@
 pub mod chip;
 pub mod devices;
 pub mod iommu;
+pub mod linux;
 pub mod mm;
 pub mod notifier;
 pub mod remote;

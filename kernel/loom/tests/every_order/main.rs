@@ -23,6 +23,7 @@ mod park;
 mod parts;
 mod poll;
 mod purge;
+mod quota;
 mod reclaim;
 mod remedies;
 mod remote;

@@ -20,6 +20,7 @@ use granule_abi::limits::{
 };
 use granule_arch::speculation::get_nospec;
 
+use super::quota::Quota;
 use crate::linux::file::table;
 use crate::mm::space::SpaceLimits;
 use crate::sync::{IrqLock, rank};
@@ -137,7 +138,7 @@ impl Limits {
 }
 
 /// Tasks that count.
-static TASKS: AtomicUsize = AtomicUsize::new(0);
+static TASKS: Quota = Quota(AtomicUsize::new(0));
 
 /// One of the tasks that may exist. Dropping it returns it.
 #[derive(Debug)]
@@ -150,22 +151,19 @@ impl ProcessSlot {
     /// `EAGAIN`: the process, or all processes together, may have no more tasks.
     pub fn take(limits: &Limits) -> Result<Self, Errno> {
         let most = limits.soft(RLIMIT_NPROC).min(MOST_TASKS.load(Ordering::Relaxed) as u64);
-        let taken = TASKS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |tasks| {
-            ((tasks as u64) < most).then_some(tasks.saturating_add(1))
-        });
-        taken.map(|_| Self(())).map_err(|_| Errno::EAGAIN)
+        if TASKS.take(most) { Ok(Self(())) } else { Err(Errno::EAGAIN) }
     }
 }
 
 impl Drop for ProcessSlot {
     fn drop(&mut self) {
-        TASKS.fetch_sub(1, Ordering::Relaxed);
+        TASKS.give_back();
     }
 }
 
 /// Tasks that count: processes whose record exists, and the other threads of those that run.
 pub fn tasks() -> usize {
-    TASKS.load(Ordering::Relaxed)
+    TASKS.taken()
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ pub mod limits;
 #[cfg_attr(not(target_os = "none"), path = "host.rs")]
 mod machine;
 pub mod numbers;
+mod quota;
 pub mod retries;
 pub mod script;
 pub mod signal;
