@@ -38,8 +38,8 @@ const LARGER: [(&str, u64); 9] = [
 /// CPU time of a test, in seconds, and of a long one: one that takes more hangs.
 pub const SECONDS: u64 = 240;
 const LONG_SECONDS: u64 = 12 * 3600;
-/// `--long` only. They take half an hour, or a source from the network, or longer than a run of CI has time for.
-const NEVER_IN_TURN: [&str; 3] = ["ten_mutants", "linux_s_own_tests", "every_order::interrupt"];
+/// `--long` only. They take half an hour, or a source from the network.
+const NEVER_IN_TURN: [&str; 2] = ["ten_mutants", "linux_s_own_tests"];
 
 /// A program of tests.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -151,6 +151,10 @@ fn a_walker_never_reads_a_freed_table() {
 #[ignore = "takes minutes: ./x test --long"]
 fn a_walker_with_three_preemptions_never_does() {
     walks_while_reclaimed(looks).beside(3, [reclaim]);
+}
+
+#[test]
+fn a_walker_beside_two_walks_and_two_preemptions_never_does() {
     walks_while_reclaimed(looks_twice).beside(2, [reclaim]);
 }
 
@@ -186,9 +190,26 @@ fn a_mapping_in_an_empty_table_is_never_lost() {
 
 #[test]
 #[ignore = "takes minutes: ./x test --long"]
-fn a_mapping_with_more_preemptions_is_never_lost() {
+fn a_mapping_with_two_preemptions_is_never_lost() {
     maps_while_reclaimed(looks).beside(2, [reclaim]);
+}
+
+#[test]
+#[ignore = "takes minutes: ./x test --long"]
+fn a_mapping_beside_two_walks_is_never_lost() {
     maps_while_reclaimed(looks_twice).beside(2, [reclaim]);
+}
+
+/// A third CPU looks in the table.
+#[test]
+fn a_mapping_beside_a_third_is_never_lost() {
+    maps_while_reclaimed(looks).announced_beside(1, [reclaim, looks]);
+}
+
+#[test]
+#[ignore = "takes minutes: ./x test --long"]
+fn a_mapping_beside_a_third_and_two_walks_is_never_lost() {
+    maps_while_reclaimed(looks_twice).beside(1, [reclaim, looks]);
 }
 
 /// The last page goes, a neighbour maps, and a third CPU reclaims.
@@ -217,7 +238,41 @@ fn an_owner_unmaps_a_neighbour_maps_and_a_third_reclaims() {
 #[ignore = "takes minutes: ./x test --long"]
 fn an_owner_a_neighbour_and_a_third_with_two_preemptions() {
     maps_beside_two(looks).announced_beside(2, [reclaim, |cpu| cpu.unmap(0)]);
+}
+
+#[test]
+fn an_owner_a_neighbour_a_third_and_two_walks() {
     maps_beside_two(looks_twice).beside(1, [reclaim, |cpu| cpu.unmap(0)]);
+}
+
+/// A page waits for its invalidation in a table that another CPU reclaims, and is handed out.
+fn waits_while_reclaimed(handler: fn(Cpu<'_>)) -> Interrupted {
+    let after = |machine: &Machine| {
+        reclaim_the_rest(machine);
+        assert_eq!(machine.tables(), 0);
+    };
+    let walk = |cpu: Cpu<'_>| {
+        cpu.unmap_lazily(0, 1);
+        cpu.release(0, 1);
+    };
+    let machine: fn() -> Machine = without!(Nothing, 2);
+    Interrupted { machine, before: |cpu| cpu.map(0), walk, handler, omitted: Omitted::Nothing, after }
+}
+
+#[test]
+fn a_table_in_which_a_page_waits_stays() {
+    waits_while_reclaimed(looks).beside(1, [reclaim]);
+    waits_while_reclaimed(looks_twice).announced_beside(1, [reclaim]);
+}
+
+#[test]
+fn a_table_in_which_a_page_waits_stays_with_two_preemptions() {
+    waits_while_reclaimed(looks_twice).beside(2, [reclaim]);
+}
+
+#[test]
+fn a_table_in_which_a_page_waits_stays_beside_a_third() {
+    waits_while_reclaimed(looks_twice).beside(1, [reclaim, looks]);
 }
 
 /// An owner of page 1 of four stores to it while they are collapsed, and so may the handler: `after` knows of which pages the
@@ -273,31 +328,73 @@ fn the_stores_of_a_walk_and_of_its_handler_are_not_lost() {
 
 #[test]
 #[ignore = "takes minutes: ./x test --long"]
-fn stores_with_more_preemptions_are_not_lost() {
+fn a_store_with_two_preemptions_is_not_lost() {
     store(looks, ONE).beside(2, [collapse]);
+}
+
+#[test]
+#[ignore = "takes minutes: ./x test --long"]
+fn a_store_beside_two_walks_is_not_lost() {
     store(looks_twice, ONE).beside(2, [collapse]);
+}
+
+#[test]
+#[ignore = "takes minutes: ./x test --long"]
+fn two_stores_with_two_preemptions_are_not_lost() {
     store(changes, TWO).announced_beside(2, [collapse]);
+}
+
+#[test]
+#[ignore = "takes minutes: ./x test --long"]
+fn three_stores_are_not_lost() {
     store(changes_twice, THREE).beside(1, [collapse]);
 }
 
 /// All of a block, which an owner changes as a whole.
+fn change_of_all(handler: fn(Cpu<'_>)) -> Interrupted {
+    let all: fn(&Machine) = |machine| assert_pages(machine, &[0, 1, 2, 3]);
+    Interrupted { walk: |cpu| change(cpu, 0, 4), ..store(handler, all) }
+}
+
+#[test]
+fn a_change_of_all_is_not_lost() {
+    change_of_all(looks).announced_beside(1, [collapse]);
+}
+
 #[test]
 #[ignore = "takes minutes: ./x test --long"]
-fn a_change_of_all_is_not_lost() {
-    let all: fn(&Machine) = |machine| assert_pages(machine, &[0, 1, 2, 3]);
-    Interrupted { walk: |cpu| change(cpu, 0, 4), ..store(looks, all) }.beside(1, [collapse]);
+fn a_change_of_all_at_each_access() {
+    change_of_all(looks).beside(1, [collapse]);
+}
+
+#[test]
+#[ignore = "takes minutes: ./x test --long"]
+fn a_change_of_all_beside_two_walks() {
+    change_of_all(looks_twice).beside(1, [collapse]);
+}
+
+#[test]
+#[ignore = "takes minutes: ./x test --long"]
+fn a_change_of_all_beside_a_third() {
+    change_of_all(looks).announced_beside(1, [collapse, looks]);
 }
 
 /// Two owners on two CPUs, of which one is interrupted.
 #[test]
 fn the_stores_of_two_owners_are_not_lost() {
-    store(looks, TWO).announced_beside(1, [collapse, |cpu| change(cpu, 2, 1)]);
+    store(looks, TWO).announced_beside(1, [collapse, changes]);
 }
 
 #[test]
 #[ignore = "takes minutes: ./x test --long"]
 fn the_stores_of_two_owners_at_each_access() {
-    store(looks, TWO).beside(1, [collapse, |cpu| change(cpu, 2, 1)]);
+    store(looks, TWO).beside(1, [collapse, changes]);
+}
+
+#[test]
+#[ignore = "takes minutes: ./x test --long"]
+fn the_stores_of_two_owners_beside_two_walks() {
+    store(looks_twice, TWO).announced_beside(1, [collapse, changes]);
 }
 
 /// Of two CPUs that collapse one table, one continues with what the other has begun.
@@ -307,30 +404,104 @@ fn two_collapsers_and_an_owner() {
     store(looks, ONE).announced_beside(1, [collapse, collapse]);
 }
 
+#[test]
+#[ignore = "takes minutes: ./x test --long"]
+fn two_collapsers_and_an_owner_beside_two_walks() {
+    store(looks_twice, ONE).announced_beside(1, [collapse, collapse]);
+}
+
 /// The last page of four waits for its invalidation while the first two become a group in another table, and is handed
 /// out.
-#[test]
-fn what_waits_is_handed_out_once_and_gone() {
+fn what_waits(handler: fn(Cpu<'_>)) -> Interrupted {
     let after = |machine: &Machine| {
         let cpu = machine.cpu(0);
         assert!((0..3).all(|page| cpu.look(page)), "a neighbour was lost");
         assert!(!cpu.look(3), "an entry was left");
     };
-    let waits = Interrupted {
+    Interrupted {
         machine: without!(Nothing, 4),
         before: last_page_waits,
         walk: |cpu| cpu.release(3, 1),
-        handler: looks,
+        handler,
         omitted: Omitted::Nothing,
         after,
+    }
+}
+
+#[test]
+fn what_waits_is_handed_out_once_and_gone() {
+    what_waits(looks).beside(1, [collapse]);
+    what_waits(looks_twice).announced_beside(1, [collapse]);
+}
+
+#[test]
+#[ignore = "takes minutes: ./x test --long"]
+fn what_waits_beside_two_walks_with_two_preemptions() {
+    what_waits(looks_twice).announced_beside(2, [collapse]);
+}
+
+#[test]
+#[ignore = "takes minutes: ./x test --long"]
+fn what_waits_beside_a_third() {
+    what_waits(looks).beside(1, [collapse, looks]);
+}
+
+/// All of what becomes a block concurrently, or has become one, waits and is handed out.
+fn all_waits(handler: fn(Cpu<'_>)) -> Interrupted {
+    let after = |machine: &Machine| assert!(!(0..4).any(|page| machine.cpu(0).look(page)), "an entry was left");
+    let walk = |cpu: Cpu<'_>| {
+        cpu.unmap_lazily(0, 4);
+        cpu.release(0, 4);
     };
-    waits.beside(1, [collapse]);
+    let machine: fn() -> Machine = without!(Nothing, 4);
+    Interrupted { machine, before: four_pages, walk, handler, omitted: Omitted::Nothing, after }
+}
+
+#[test]
+fn all_of_a_table_waits_and_is_handed_out() {
+    all_waits(looks).announced_beside(1, [collapse]);
+}
+
+#[test]
+#[ignore = "takes minutes: ./x test --long"]
+fn all_of_a_table_waits_at_each_access() {
+    all_waits(looks).beside(1, [collapse]);
+}
+
+#[test]
+#[ignore = "takes minutes: ./x test --long"]
+fn all_of_a_table_waits_beside_two_walks() {
+    all_waits(looks_twice).beside(1, [collapse]);
+}
+
+#[test]
+#[ignore = "takes minutes: ./x test --long"]
+fn all_of_a_table_waits_beside_a_third() {
+    all_waits(looks).announced_beside(1, [collapse, looks]);
 }
 
 /// A walker, and a handler that changes what it walks through.
+fn walker(handler: fn(Cpu<'_>), after: fn(&Machine)) -> Interrupted {
+    let walk = |cpu: Cpu<'_>| assert!(cpu.look(1), "page 1 was lost");
+    Interrupted { walk, ..store(handler, after) }
+}
+
+const SECOND: fn(&Machine) = |machine| assert_pages(machine, &[2]);
+const SECOND_AND_THIRD: fn(&Machine) = |machine| assert_pages(machine, &[2, 3]);
+
 #[test]
 fn a_walker_finds_what_it_looks_for() {
-    let two: fn(&Machine) = |machine| assert_pages(machine, &[2]);
-    let walk = |cpu: Cpu<'_>| assert!(cpu.look(1), "page 1 was lost");
-    Interrupted { walk, ..store(changes, two) }.beside(1, [collapse]);
+    walker(changes, SECOND).beside(1, [collapse]);
+    walker(changes_twice, SECOND_AND_THIRD).announced_beside(1, [collapse]);
+}
+
+#[test]
+fn a_walker_beside_two_changes_finds_what_it_looks_for() {
+    walker(changes_twice, SECOND_AND_THIRD).beside(1, [collapse]);
+}
+
+#[test]
+#[ignore = "takes minutes: ./x test --long"]
+fn a_walker_beside_a_third_finds_what_it_looks_for() {
+    walker(changes, SECOND_AND_THIRD).announced_beside(1, [collapse, |cpu| change(cpu, 3, 1)]);
 }
