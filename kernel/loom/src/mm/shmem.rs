@@ -11,6 +11,7 @@ use crate::mm::frame::Frame;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::{Cpu, Machine, Watched};
 
+#[allow(clippy::duplicate_mod, reason = "the objects of areas have pages too, without migration")]
 #[path = "../../../src/mm/space/shmem/pages.rs"]
 mod pages;
 

@@ -30,7 +30,11 @@ mod shipped {
     /// What is in an area.
     pub(super) mod shmem {
         pub(super) mod mappers;
-        #[allow(dead_code, reason = "no page migrates here, and none is a block")]
+        #[allow(
+            dead_code,
+            clippy::duplicate_mod,
+            reason = "no page migrates here, and none is a block; another has both"
+        )]
         mod pages;
         #[path = "../../../../loom/src/mm/space/reverse_map.rs"]
         pub(in super::super) mod reverse_map;
