@@ -1,4 +1,4 @@
-//! A family of spaces, of which a page migrates: the kernel's own lists, mark and copies of entries, with spaces of one
+//! A family of spaces, of which a page migrates: the kernel's own lists, mark and changes of entries, with spaces of one
 //! page.
 
 #![allow(unsafe_code, reason = "spaces that are ended where nothing refers to them")]
@@ -30,8 +30,9 @@ mod family {
     pub(super) use super::shipped::{Families, FamilyId, SpaceList};
 }
 
-use crate::mm::entry::{EntryState, attributes, copy_entry, replace, state};
+use crate::mm::entry::{EntryState, attributes, replace, state};
 use crate::mm::frame::Frame;
+use crate::mm::table::copy_entry;
 use crate::mm::table_lock::TableGuard;
 use crate::sched::{ReadGuard, RwSem, WriteGuard};
 use crate::sync::atomic::{AtomicU32, AtomicU64};

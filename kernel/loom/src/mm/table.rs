@@ -5,7 +5,7 @@ use granule_arch::descriptor::{Descriptor, Markers, Protection};
 use granule_pgtable::{EnsureError, Mmu, Stores};
 
 use super::denied::Denied;
-use super::entry::{attributes, copy_entry, replace, set_access_flags};
+use super::entry::{EntryState, attributes, inherited, replace, rest_of_stale, set_access_flags, state, unwritable};
 use super::error::FaultError;
 use super::guard::{replace_by_guards, set_guards};
 use super::look::{Glimpse, replace_frame};
@@ -239,6 +239,43 @@ impl ChangedEntry {
 
 fn lock(table: &Frame) -> TableGuard<'_> {
     TableGuard::lock(table)
+}
+
+/// As `Space::copy_entry`, of what the kernel's file has for entries: its own is inlined where each instruction counts.
+pub(super) fn copy_entry<'r, M: Stores>(
+    mmu: &M,
+    cell: &M::Cell,
+    copy: &M::Cell,
+    record: impl FnOnce(PhysAddr) -> &'r Frame,
+    protected: &mut bool,
+) {
+    let mut entry = mmu.load(cell);
+    match state(entry) {
+        EntryState::Page | EntryState::Inaccessible => {}
+        EntryState::Empty => return,
+        // No TLB has what the child never had.
+        EntryState::Stale => {
+            mmu.store(copy, inherited(rest_of_stale(entry)));
+            return;
+        }
+        // An entry that is not present holds no frame.
+        EntryState::Marker(_) | EntryState::Migration | EntryState::Damaged => {
+            let unwritable = unwritable(entry, false);
+            if unwritable != entry {
+                mmu.store(cell, unwritable);
+            }
+            mmu.store(copy, inherited(unwritable));
+            return;
+        }
+    }
+    if entry.may_be_written() {
+        *protected = true;
+        entry = replace(mmu, cell, entry, Descriptor::write_protected).write_protected();
+    }
+    if !entry.is_special() {
+        record(entry.address()).share();
+    }
+    mmu.store(copy, entry.old());
 }
 
 fn page_in(frame: PhysAddr) -> Descriptor {

@@ -15,7 +15,6 @@ use granule_arch::descriptor::{
 use granule_arch::patched_branch;
 use granule_pgtable::Stores;
 
-use crate::mm::frame::Frame;
 use crate::platform::features::branch;
 
 /// The bits that an access may change.
@@ -279,46 +278,4 @@ pub(super) fn replace<M: Stores>(
             Err(now) => current = now,
         }
     }
-}
-
-/// Copies the entry in `cell` of a space that forks to the same place in its child, `copy`: both are read-only then, and a
-/// frame has one hold more, in its `record`. Sets `protected` if the entry was writable and became read-only. Not the
-/// result: most entries of a program are read-only already, and need not be counted.
-///
-/// The lock of the table of `cell` is held, and the space's areas are locked for writing; no thread runs in the child.
-#[inline(always)]
-pub(super) fn copy_entry<'r, M: Stores>(
-    mmu: &M,
-    cell: &M::Cell,
-    copy: &M::Cell,
-    record: impl FnOnce(PhysAddr) -> &'r Frame,
-    protected: &mut bool,
-) {
-    let mut entry = mmu.load(cell);
-    match state(entry) {
-        EntryState::Page | EntryState::Inaccessible => {}
-        EntryState::Empty => return,
-        // No TLB has what the child never had.
-        EntryState::Stale => {
-            mmu.store(copy, inherited(rest_of_stale(entry)));
-            return;
-        }
-        // An entry that is not present holds no frame.
-        EntryState::Marker(_) | EntryState::Migration | EntryState::Damaged => {
-            let unwritable = unwritable(entry, false);
-            if unwritable != entry {
-                mmu.store(cell, unwritable);
-            }
-            mmu.store(copy, inherited(unwritable));
-            return;
-        }
-    }
-    if entry.may_be_written() {
-        *protected = true;
-        entry = replace(mmu, cell, entry, Descriptor::write_protected).write_protected();
-    }
-    if !entry.is_special() {
-        record(entry.address()).share();
-    }
-    mmu.store(copy, entry.old());
 }

@@ -5,15 +5,17 @@
 //! between the change that makes a page read-only and its invalidation on every CPU.
 
 use granule_arch::addr::VirtAddr;
-use granule_pgtable::{CellsOrBlock, PageRange, Visited};
+use granule_arch::descriptor::Descriptor;
+use granule_pgtable::{CellsOrBlock, Mmu, PageRange, Stores, Visited};
 
 use super::address_space::{Space, SpaceRef};
 use super::area::tree::Areas;
 use super::area::{Area, AreaFlags};
-use super::cells::TableCells;
-use super::entry::copy_entry;
+use super::cells::{EntryCell, TableCells};
+use super::entry::{EntryState, inherited, replace, rest_of_stale, state, unwritable};
 use super::error::SpaceError;
 use super::range::{USER_END, USER_START, pages};
+use super::spaces::HeldRecords;
 use super::used::{for_each_used, note_all_used};
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range};
@@ -144,10 +146,44 @@ impl Space {
         note_all_used(self.common.record(copies.table), used);
         for_each_used(found, used, |places| {
             for (cell, copy) in found.cells[places.clone()].iter().zip(&copies.cells[places]) {
-                copy_entry(self.mmu(), cell, copy, |frame| records.of(frame), &mut protected);
+                self.copy_entry(cell, copy, records, &mut protected);
             }
         });
         protected
+    }
+
+    /// Copies the entry in `cell`, whose frame has one of the `records`; sets `protected` if it was writable and became
+    /// read-only. Not the result: most entries of a program are read-only already, and need not be counted.
+    #[inline(always)]
+    fn copy_entry(&self, cell: &EntryCell, copy: &EntryCell, records: HeldRecords, protected: &mut bool) {
+        let mmu = self.mmu();
+        let mut entry = mmu.load(cell);
+        match state(entry) {
+            EntryState::Page | EntryState::Inaccessible => {}
+            EntryState::Empty => return,
+            // No TLB has what the child never had.
+            EntryState::Stale => {
+                mmu.store(copy, inherited(rest_of_stale(entry)));
+                return;
+            }
+            // An entry that is not present holds no frame.
+            EntryState::Marker(_) | EntryState::Migration | EntryState::Damaged => {
+                let unwritable = unwritable(entry, false);
+                if unwritable != entry {
+                    mmu.store(cell, unwritable);
+                }
+                mmu.store(copy, inherited(unwritable));
+                return;
+            }
+        }
+        if entry.may_be_written() {
+            *protected = true;
+            entry = replace(mmu, cell, entry, Descriptor::write_protected).write_protected();
+        }
+        if !entry.is_special() {
+            records.of(entry.address()).share();
+        }
+        mmu.store(copy, entry.old());
     }
 }
 

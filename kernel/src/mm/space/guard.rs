@@ -11,7 +11,7 @@
 //! does a fork, which waits for the areas too. A look without the lock that finds neither is no answer
 //! ([`Glimpse`](super::look::Glimpse)).
 //!
-//! `kernel/loom` compiles this file, and lets it meet a fork's [copy](super::entry::copy_entry) and a fault.
+//! `kernel/loom` compiles this file, and lets it meet a fork and a fault.
 
 use granule_arch::descriptor::{Descriptor, Markers};
 use granule_pgtable::Stores;

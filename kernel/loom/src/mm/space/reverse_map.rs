@@ -1,5 +1,5 @@
 //! Pages of an object in a parent and its child, and walks by the object's reverse map: the kernel's own areas, reverse
-//! map, entries of objects and copies of entries, with one frame.
+//! map, and entries of objects, with one frame.
 
 use std::mem::ManuallyDrop;
 
@@ -13,10 +13,11 @@ use super::super::area::{Area, Mapping, Sharing};
 use super::mappers::Mappers;
 use super::pages::{self as entries, Found};
 use crate::mm::counted::{Counted, Inner};
-use crate::mm::entry::{attributes, copy_entry};
+use crate::mm::entry::attributes;
 use crate::mm::frame::{Frame, FrameAllocator};
 use crate::mm::pool::Pool;
 use crate::mm::space::range::pages;
+use crate::mm::table::copy_entry;
 use crate::mm::table_lock::TableGuard;
 use crate::sched::RwSem;
 use crate::smp::{self, CpuId};
