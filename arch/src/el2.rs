@@ -84,7 +84,7 @@ impl core::error::Error for AtEl3 {}
 /// [`AtEl3`]: nothing was written.
 ///
 /// # Safety
-/// That of [`drop_to_el1`], and the stack is in memory.
+/// The contract of [`drop_to_el1`]; the stack is in memory.
 pub unsafe fn enter_el1(vectors: PhysAddr) -> Result<Level, AtEl3> {
     // SAFETY: the caller's contract.
     match unsafe { drop_to_el1(vectors) } {

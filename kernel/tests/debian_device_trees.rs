@@ -246,7 +246,7 @@ fn visit<'t>(way: &mut Vec<FdtNode<'t>>, each: &mut dyn FnMut(&[FdtNode<'t>])) {
 /// A CPU: its number, and how it is started. A spin table has an address.
 type Cpu = (u64, Option<(String, u64)>);
 
-/// What a tree has of the devices that the kernel looks for, in the tree's order.
+/// The devices of a tree that the kernel looks for, in the order of the tree.
 #[derive(Default)]
 struct Described {
     smmus: Vec<(u64, u64)>,

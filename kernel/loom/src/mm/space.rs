@@ -27,7 +27,7 @@ mod error;
 mod shipped {
     pub(super) mod area;
 
-    /// What is in an area.
+    /// The contents of an area.
     pub(super) mod shmem {
         pub(super) mod mappers;
         #[allow(

@@ -176,7 +176,7 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// What the devices reach by reads and by writes. The SMMU keeps the translations.
+    /// The addresses that devices reach by reads and by writes. The SMMU keeps the translations.
     fn accesses(&self) -> [[Reached; 2]; 2] {
         [false, true].map(|write| {
             [STREAM, OTHER].map(|stream| match self.rig.smmu.access(stream, at(0).0, write) {
