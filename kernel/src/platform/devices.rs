@@ -242,7 +242,7 @@ fn enable_method(node: &Node<'_, '_>) -> EnableMethod {
 }
 
 /// PSCI, if the node has how it is called: without it the CPU that boots is the only one, as on Linux.
-fn psci(node: &Node<'_, '_>, functions: fn(&Node<'_, '_>) -> PsciFunctions) -> Option<Psci> {
+fn psci(node: &Node<'_, '_>, functions: impl FnOnce(&Node<'_, '_>) -> PsciFunctions) -> Option<Psci> {
     dispensable(conduit(node)).map(|conduit| Psci { conduit, functions: functions(node) })
 }
 
