@@ -109,7 +109,7 @@ impl<'t> Found<'t> {
                     self.psci = psci(node, listed_functions);
                 }
                 "pci-host-ecam-generic" if self.pcie.is_none() => {
-                    self.pcie = dispensable(pcie::HostBridgeNode::read(node))
+                    _ = dispensable(pcie::HostBridgeNode::read(node, &mut self.pcie));
                 }
                 "virtio,mmio" => virtio::add(platform, node),
                 "arm,smmu-v3" => self.add_smmu(node),

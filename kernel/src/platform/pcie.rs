@@ -183,14 +183,17 @@ pub(super) struct HostBridgeNode<'t> {
     ecam: PhysRange,
     buses: (u8, u8),
     windows: Windows,
+    /// How many windows it has besides.
+    left_out: usize,
     coherent: bool,
     dma: DmaRanges,
 }
 
 impl<'t> HostBridgeNode<'t> {
-    /// The host bridge by the node alone: no other node is read.
+    /// Reads the host bridge into `place` by the node alone: no other node is read. In place, since it is large, and this is
+    /// called on top of a frame for each level of the tree; for the same reason its parts are read out of line.
     #[inline(never)]
-    pub(super) fn read(node: &tree::Node<'t, '_>) -> Result<Self, PlatformError> {
+    pub(super) fn read(node: &tree::Node<'t, '_>, place: &mut Option<Self>) -> Result<(), PlatformError> {
         let ecam = node.first_registers()?;
         let buses = match node.property("bus-range") {
             Some(range) => bus_range(range).ok_or_else(|| node.bad("bus-range"))?,
@@ -200,13 +203,49 @@ impl<'t> HostBridgeNode<'t> {
         let room = (ecam.size() / BUS).checked_sub(1).ok_or_else(|| node.bad("reg"))?;
         let last = u64::from(buses.0).saturating_add(room).min(u64::from(buses.1));
         let buses = (buses.0, u8::try_from(last).unwrap_or(buses.1));
-        let (windows, coherent) = (windows(node)?, node.is_coherent());
-        Ok(Self { node: node.detached(), ecam, buses, windows, coherent, dma: dma(node)? })
+        let (windows, coherent, dma) = (Windows::new(), node.is_coherent(), DmaRanges::new());
+        let bridge = Self { node: node.detached(), ecam, buses, windows, left_out: 0, coherent, dma };
+        let read = place.insert(bridge).add_ranges(node);
+        if read.is_err() {
+            *place = None;
+        }
+        read
+    }
+
+    fn add_ranges(&mut self, node: &tree::Node<'_, '_>) -> Result<(), PlatformError> {
+        self.add_windows(node)?;
+        self.add_dma_ranges(node)
+    }
+
+    #[inline(never)]
+    fn add_dma_ranges(&mut self, node: &tree::Node<'_, '_>) -> Result<(), PlatformError> {
+        self.dma = dma(node)?;
+        Ok(())
+    }
+
+    /// `ranges`: the windows of the bus in the CPU's addresses. One that makes no sense, or that there is no room for, is
+    /// left out alone: devices have the others. No message is written here, on top of a frame for each level of the tree.
+    #[inline(never)]
+    fn add_windows(&mut self, node: &tree::Node<'_, '_>) -> Result<(), PlatformError> {
+        let Some(ranges) = node.ranges() else { return Ok(()) };
+        for range in translations(node, ranges).ok_or_else(|| node.bad("ranges"))? {
+            if range.is_some_and(|(space, ..)| space >> 24 & 3 == CONFIGURATION) {
+                continue;
+            }
+            let window = range.and_then(|range| window(node, range));
+            let is_kept = window.is_some_and(|window| self.windows.push(window).is_ok());
+            self.left_out += usize::from(!is_kept);
+        }
+        Ok(())
     }
 
     /// The host bridge, now that the nodes are known that it refers to.
     pub(super) fn resolve(self, references: &References) -> Result<Pcie, PlatformError> {
-        let Self { node, ecam, buses, windows, coherent, dma } = self;
+        let Self { node, ecam, buses, windows, left_out, coherent, dma } = self;
+        if left_out != 0 {
+            let (name, most) = (node.name(), windows.capacity());
+            crate::log::warn!("device tree: {name}: {left_out} windows make no sense, or are more than {most}: left out");
+        }
         let [stream_map, stream_mask, message_map, message_mask, parent, line_map, line_mask] = node.properties([
             "iommu-map",
             "iommu-map-mask",
@@ -264,27 +303,6 @@ fn translations<'a>(
             Some((cell(space)?, number(bus)?, number(cpu)?, number(size)?))
         })
     })
-}
-
-/// `ranges`: the windows of the bus in the CPU's addresses. One that makes no sense, or that there is no room for, is
-/// left out alone: devices have the others.
-fn windows(node: &tree::Node<'_, '_>) -> Result<Windows, PlatformError> {
-    let mut windows = Windows::new();
-    let Some(ranges) = node.ranges() else { return Ok(windows) };
-    for (index, range) in translations(node, ranges).ok_or_else(|| node.bad("ranges"))?.enumerate() {
-        if range.is_some_and(|(space, ..)| space >> 24 & 3 == CONFIGURATION) {
-            continue;
-        }
-        match range.and_then(|range| window(node, range)).map(|window| windows.push(window)) {
-            Some(Ok(())) => {}
-            Some(Err(Window { bus, .. })) => {
-                let (name, most) = (node.name(), windows.capacity());
-                crate::log::warn!("device tree: {name}: more than {most} windows; that at {bus:#x} is left out");
-            }
-            None => crate::log::warn!("device tree: {}: bad window {index} of ranges; it is left out", node.name()),
-        }
-    }
-    Ok(windows)
 }
 
 /// Spaces of a PCI address, bits 25:24 of its first cell (npt000ss in the first byte; IEEE 1275 PCI, 2.2.1.1).

@@ -177,6 +177,11 @@ impl<'t> Detached<'t> {
         found
     }
 
+    /// Its name, with the unit address.
+    pub(super) fn name(&self) -> &'t str {
+        self.0.name()
+    }
+
     /// The error that `property` makes no sense.
     pub(super) fn bad(&self, property: &'static str) -> PlatformError {
         PlatformError::Bad { node: NodeName::from(self.0.name()), property }
