@@ -244,7 +244,9 @@ impl<'t> HostBridgeNode<'t> {
         let Self { node, ecam, buses, windows, left_out, coherent, dma } = self;
         if left_out != 0 {
             let (name, most) = (node.name(), windows.capacity());
-            crate::log::warn!("device tree: {name}: {left_out} windows make no sense, or are more than {most}: left out");
+            crate::log::warn!(
+                "device tree: {name}: {left_out} windows make no sense, or are more than {most}: left out"
+            );
         }
         let [stream_map, stream_mask, message_map, message_mask, parent, line_map, line_mask] = node.properties([
             "iommu-map",
