@@ -8,11 +8,15 @@
     movk    x0, #({SCTLR_EL2} >> 16), lsl #16
     msr     sctlr_el2, x0
     // The host regime of VHE goes with this write: E2H = TGE = 0. On a CPU whose E2H is RES1 it stays, and then
-    // `sctlr_el1` means SCTLR_EL2, and three registers have another layout.
+    // `sctlr_el1` means SCTLR_EL2, and three registers have another layout. Such a CPU says so by a negative
+    // ID_AA64MMFR4_EL1.E2H0, or the bit reads as one; it need not do so before one is written.
     movz    x0, #({HCR} >> 48), lsl #48
     movk    x0, #(({HCR} >> 32) & 0xffff), lsl #32
     movk    x0, #(({HCR} >> 16) & 0xffff), lsl #16
-    msr     hcr_el2, x0
+    mrs     x1, S3_0_C0_C7_4            // ID_AA64MMFR4_EL1
+    tbz     x1, #{E2H0_SIGN}, 0f
+    orr     x0, x0, #(1 << {E2H})
+0:  msr     hcr_el2, x0
     isb
     mrs     x0, hcr_el2
     movz    x1, #({SCTLR_EL1} & 0xffff)

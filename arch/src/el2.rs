@@ -31,6 +31,9 @@ const HCR: u64 =
     HCR_EL2::RW::EL1IsAarch64.value | HCR_EL2::API::SET.value | HCR_EL2::APK::SET.value | HCR_EL2::ATA::SET.value;
 const _: () = assert!(HCR & 0xffff == 0, "the function writes the upper 48 bits");
 
+/// The sign of ID_AA64MMFR4_EL1.E2H0, bits 27:24: negative where HCR_EL2.E2H is RES1.
+const E2H0_SIGN: u32 = 27;
+
 /// CPTR_EL2, E2H = 0: its RES1 bits, which trap SVE and SME where those exist. Floating point is left to CPACR_EL1.
 const CPTR: u64 = 0x33ff;
 /// CPTR_EL2, E2H = 1: laid out as CPACR_EL1. Floating point is not trapped, SVE and SME are.
@@ -111,6 +114,7 @@ pub unsafe fn enter_el1(vectors: PhysAddr) -> Result<Level, AtEl3> {
 /// | MDCR_EL2 | debug, all event counters and the profiling buffer are EL1's |
 /// | ICC_SRE_EL2, ICH_HCR_EL2 | the GIC's system registers are EL1's where EL3 grants them; no virtual interrupts |
 /// | HCRX_EL2 | memory copies, TCR2_EL1 and SCTLR2_EL1 are EL1's where they exist, and nothing newer |
+/// | MPAM2_EL2 | as it was; the trace buffer and SCXTNUM_EL1 stay withheld from EL1 |
 /// | HFGRTR_EL2 and its kin | no fine-grained traps, but by bits that trap while zero: newer features (BRBE, GCS) |
 ///
 /// No TLB of this CPU has an entry of EL2 or of any VMID. All other registers of EL1 are as they were: the caller
@@ -131,6 +135,7 @@ pub unsafe extern "C" fn drop_to_el1(vectors: PhysAddr) -> u64 {
         SCTLR_EL2 = const SCTLR_EL2_MMU_OFF,
         HCR = const HCR,
         E2H = const HCR_EL2::E2H.shift,
+        E2H0_SIGN = const E2H0_SIGN,
         CPTR = const CPTR,
         CPTR_VHE = const CPTR_VHE,
         CNTHCTL = const CNTHCTL,

@@ -54,6 +54,7 @@ mod kernel {
         "b {exception}",
         ".endr",
         // EL2 is empty once it is left.
+        ".balign 0x800",
         "vectors_of_el2:",
         ".rept 16",
         ".balign 0x80",

@@ -7,7 +7,7 @@ use quota::Quota;
 
 use crate::sync::atomic::AtomicUsize;
 
-/// The count of a process's tasks, with its limit.
+/// The count of the tasks of all processes, with the limit of one.
 pub struct Tasks {
     quota: Quota,
     most: u64,

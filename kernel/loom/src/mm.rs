@@ -35,7 +35,7 @@ pub(crate) use granule::mm::{OutOfMemory, early};
 #[allow(dead_code, reason = "what a fault on the way to a table concludes is the kernel's alone")]
 #[path = "../../src/mm/space/denied.rs"]
 mod denied;
-#[allow(dead_code, reason = "only what widens and replaces an entry runs here")]
+#[allow(dead_code, reason = "only what widens, replaces and copies an entry runs here")]
 #[path = "../../src/mm/space/entry.rs"]
 mod entry;
 #[path = "../../src/mm/space/guard.rs"]

@@ -58,10 +58,11 @@ pub fn dma_reach(ranges: &[DmaRange], first: u64, unchanged: bool) -> Option<u64
     }
 }
 
-/// One piece more, if it is one.
+/// One piece more, if it is one: it is not empty, and does not run over the last address.
 pub(super) fn add(ranges: &mut DmaRanges, range: DmaRange) -> Result<(), PlatformError> {
     let full = PlatformError::TooMany { what: "pieces of dma-ranges", limit: ranges.capacity() };
-    if range.size == 0 { Ok(()) } else { ranges.push(range).map_err(|_| full) }
+    let last = range.size.checked_sub(1).and_then(|size| range.bus.checked_add(size));
+    if last.is_none() { Ok(()) } else { ranges.push(range).map_err(|_| full) }
 }
 
 /// The addresses of `found` that a bus with `entries` passes on.

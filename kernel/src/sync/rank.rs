@@ -138,7 +138,8 @@ pub const OBJECTS: Sleeping = Sleeping::at(16);
 pub const RECLAIM: Sleeping = Sleeping::at(17);
 /// The objects with pages of files. A reclaim locks an object under it.
 pub const RECLAIM_FILES: Sleeping = Sleeping::at(18);
-/// The size and the seals of an object. Read: a copy of its contents. Write: every frame that is taken away or moves.
+/// The size and the seals of an object. Read: a copy of its contents, a seek. Write: every frame that is taken away or
+/// moves.
 /// A fault takes the areas' lock and a table's, and none of an object.
 pub const OBJECT: Sleeping = Sleeping::at(19);
 /// The areas that map an object. Read: a walk by the reverse map, which locks tables and no areas. Write: areas join

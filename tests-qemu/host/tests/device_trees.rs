@@ -193,7 +193,7 @@ fn without_a_console_the_log_is_in_memory() {
 
 #[test]
 fn without_a_console_the_log_in_memory_ends_with_what_stopped_the_boot() {
-    let log = log_without_a_console("failed", "boot failed: ", |tree| {
+    let log = log_without_a_console("failed", " interrupt controller\n", |tree| {
         let compatible = b"arm,gic-v3\0";
         let at = tree.windows(compatible.len()).position(|window| window == compatible).unwrap();
         tree[at] = b'x';
@@ -249,12 +249,23 @@ fn a_machine_without_pci_express_boots_and_reports_it() {
     });
     assert!(listed.contains("this machine has no PCI Express"), "{listed}");
     let [banner, listed] = boot_changed("bad-pcie", |tree| {
+        let range = value(tree, "pcie@10000000", "bus-range");
+        tree[range].fill(0xff);
+    });
+    assert!(banner.contains("warning: device tree: pcie@10000000: bad bus-range; it is left out"), "{banner}");
+    assert!(listed.contains("this machine has no PCI Express"), "{listed}");
+}
+
+#[test]
+fn a_host_bridge_is_used_without_the_window_that_makes_no_sense() {
+    let [banner, listed] = boot_changed("bad-window", |tree| {
         // The last window wraps.
         let end = value(tree, "pcie@10000000", "ranges").end;
         tree[end - 8..end].fill(0xff);
     });
-    assert!(banner.contains("warning: device tree: pcie@10000000: bad ranges; it is left out"), "{banner}");
-    assert!(listed.contains("this machine has no PCI Express"), "{listed}");
+    let says = "warning: device tree: pcie@10000000: 1 windows make no sense, or are more than 8: left out";
+    assert!(banner.contains(says), "{banner}");
+    assert!(!listed.contains("this machine has no PCI Express"), "{listed}");
 }
 
 #[test]

@@ -391,6 +391,10 @@ fn guards() {
     pager.unprotect(room.start, 8 * PAGE).expect("registered");
     let (first, last) = ((0, 2, WPA | WRITTEN | THERE), (4, 8, WPA | WRITTEN | THERE));
     room.shows("no call takes their marks", &[first, (2, 4, WPA | MARKER | GUARD), last]);
+    advise(room.at(3), 2, MADV_GUARD_INSTALL).expect("guards");
+    let new = (4, 5, WPA | WRITTEN | MARKER | GUARD);
+    room.shows("nor does a guard", &[first, (2, 4, WPA | MARKER | GUARD), new, (5, 8, last.2)]);
+    advise(room.at(4), 1, MADV_GUARD_REMOVE).expect("no guard");
     advise(room.start, 8, MADV_DONTNEED).expect("advice");
     let empty = [(0, 2, WPA | WRITTEN), (2, 4, WPA | MARKER | GUARD), (4, 8, WPA | WRITTEN)];
     room.shows("they stay", &empty);

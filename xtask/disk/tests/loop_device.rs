@@ -32,8 +32,9 @@ impl Loop {
     fn mount(&self, volume: &Path) -> Result<Mounted, String> {
         run("mkfs.ext4", &["-q", "-F"], volume)?;
         let folder = self.file.with_extension("mounted");
-        fs::create_dir(&folder).map_err(|error| error.to_string())?;
-        let mounted = Mounted(folder);
+        // As the system shows it: without links.
+        let folder = fs::create_dir(&folder).and_then(|()| folder.canonicalize());
+        let mounted = Mounted(folder.map_err(|error| error.to_string())?);
         run("mount", &[&volume.to_string_lossy()], &mounted.0)?;
         Ok(mounted)
     }

@@ -1,5 +1,4 @@
-//! A family of spaces, of which a page migrates: the kernel's own lists, mark and changes of entries, with spaces of one
-//! page.
+//! A family of spaces, of which a page migrates: the kernel's own lists and mark, with spaces of one page.
 
 #![allow(unsafe_code, reason = "spaces that are ended where nothing refers to them")]
 

@@ -182,6 +182,9 @@ fn copy(
             }
         }
         relax();
+        if patience.is_over() {
+            return (done, Err(FaultError::Unusable.into()));
+        }
     }
     (done, Ok(()))
 }

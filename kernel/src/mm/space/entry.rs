@@ -119,7 +119,7 @@ pub(super) fn unprotected(entry: Descriptor) -> Descriptor {
 }
 
 /// Whether no access reaches the page of `entry`: it is a guard, or poisoned. A scan marks these too, and as on Linux
-/// neither a call nor the end of the registration takes the mark back, and no child gets it.
+/// neither WRITEPROTECT nor the end of the registration takes the mark back, and no child gets it.
 #[cold]
 pub(super) fn is_out_of_reach(entry: Descriptor) -> bool {
     let is_such = |markers: Markers| markers.contains(Markers::GUARD) || markers.contains(Markers::POISONED);

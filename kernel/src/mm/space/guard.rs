@@ -19,9 +19,12 @@ use granule_pgtable::Stores;
 use super::entry::{EntryState, state};
 use super::table_lock::TableGuard;
 
-/// The entry of a guard.
-fn guard() -> Descriptor {
-    Descriptor::from(Markers::GUARD)
+/// Makes a guard of `cell`, whose entry `old` has no page. One that is a guard stays, with the mark of a scan.
+fn set_guard<M: Stores>(mmu: &M, cell: &M::Cell, old: Descriptor) {
+    let is_guard = matches!(state(old), EntryState::Marker(markers) if markers.contains(Markers::GUARD));
+    if !is_guard {
+        mmu.store(cell, Descriptor::from(Markers::GUARD));
+    }
 }
 
 /// Makes guards of `cells`, entries without a page in the table that is `locked`, and calls `note_used` with the index of
@@ -32,17 +35,20 @@ pub(super) fn set_guards<M: Stores>(
     cells: &[M::Cell],
     note_used: impl Fn(usize),
 ) -> bool {
-    cells.iter().enumerate().all(|(index, cell)| match state(locked.entry(mmu, cell).descriptor()) {
-        EntryState::Empty | EntryState::Marker(_) => {
-            note_used(index);
-            mmu.store(cell, guard());
-            true
+    cells.iter().enumerate().all(|(index, cell)| {
+        let old = locked.entry(mmu, cell).descriptor();
+        match state(old) {
+            EntryState::Empty | EntryState::Marker(_) => {
+                note_used(index);
+                set_guard(mmu, cell, old);
+                true
+            }
+            EntryState::Page
+            | EntryState::Inaccessible
+            | EntryState::Stale
+            | EntryState::Migration
+            | EntryState::Damaged => false,
         }
-        EntryState::Page
-        | EntryState::Inaccessible
-        | EntryState::Stale
-        | EntryState::Migration
-        | EntryState::Damaged => false,
     })
 }
 
@@ -55,6 +61,6 @@ pub(super) fn replace_by_guards<M: Stores>(
     zap: impl FnOnce(&TableGuard<'_>),
 ) {
     zap(&locked);
-    mmu.fill(cells, guard(), 0);
+    cells.iter().for_each(|cell| set_guard(mmu, cell, locked.entry(mmu, cell).descriptor()));
     drop(locked);
 }

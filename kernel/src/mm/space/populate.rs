@@ -37,6 +37,15 @@ pub enum Patience<'p> {
     WithoutPager(&'p dyn Fn() -> bool),
 }
 
+impl Patience<'_> {
+    /// Whether it waits no more.
+    pub fn is_over(self) -> bool {
+        match self {
+            Self::WithPager(is_killed) | Self::WithoutPager(is_killed) => is_killed(),
+        }
+    }
+}
+
 impl Space {
     /// Installs each page of `range` as the first access would, as far as there is memory; how far is not returned.
     /// Writable pages are installed for writing.
@@ -272,13 +281,13 @@ impl Space {
                 done = end;
                 relax();
             } else {
-                let (is_killed, mode) = match patience {
-                    Patience::WithPager(is_killed) => (is_killed, FaultMode::Kernel),
-                    Patience::WithoutPager(is_killed) => (is_killed, FaultMode::WithoutPager),
+                let mode = match patience {
+                    Patience::WithPager(_) => FaultMode::Kernel,
+                    Patience::WithoutPager(_) => FaultMode::WithoutPager,
                 };
                 self.fault_in_kernel(cpu, at, access, mode)?;
                 // A page may have to wait for tag storage, or for a pager, again and again.
-                if is_killed() {
+                if patience.is_over() {
                     return Err(FaultError::Unusable);
                 }
             }

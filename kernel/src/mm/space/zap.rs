@@ -29,8 +29,8 @@ use granule_arch::descriptor::{Descriptor, Markers};
 use granule_pgtable::{Dismantled, Mmu, PageRange, PageTables, Stores};
 
 use super::address_space::Space;
-use super::area::Area;
 use super::area::tree::Areas;
+use super::area::{Area, AreaFlags};
 use super::cells::TableCells;
 use super::entry::{EntryState, PLAIN_PAGE, is_page, state, uffd_wp_marker};
 use super::gather::Gather;
@@ -95,7 +95,9 @@ impl Gather<'_> {
     #[inline(never)]
     fn look_for_markers(&mut self, page: VirtAddr, flags: ZapFlags) {
         let area = self.areas().and_then(|areas| areas.find(page));
-        let is_of_object = self.areas().is_none() || area.is_some_and(|area| area.object().is_some());
+        // Guards and poison keep the mark of an area that is registered no more.
+        let has_pager = |area: &Area| area.object().is_some() && area.flags().has_any(AreaFlags::UFFD_WP);
+        let is_of_object = self.areas().is_none() || area.is_some_and(has_pager);
         let has_markers = is_of_object || lab::is_on!(MARKER_ON_ANON);
         let is_kept = has_markers && !flags.drop_markers && !lab::is_on!(DROP_MARKER_ALWAYS);
         self.left_until = area.map_or(VirtAddr(u64::MAX), Area::end);

@@ -277,6 +277,12 @@ fn buses_on_the_way_up_have_dma_ranges_too() {
     assert_eq!(reach(&[0, 0x4000_1000, 0, 0x1000, 0, 0x1000], Some(up), 0x1000, true), Some(0x1fff));
     assert_eq!(reach(&[0, 0x4000_1000, 0, 0x1000, 0, 0x1000], Some(up), 0, false), None);
     assert_eq!(reach(&[0, 0x8000_0000, 0, 0x8000_0000, 0, 0x1000], Some(up), 0, false), None, "past each other");
+    let over = dma_piece(!0xfff, 0, 1 << 32);
+    assert_eq!(
+        reach(&[0, 0x8000_0000, 0, 0x8000_0000, 0, 0x1000], Some(over), 0, false),
+        None,
+        "over the last address"
+    );
     assert_eq!(reach(&[0, 0, 0], None, 0, true), Some(u64::MAX - 1), "of the bridge behind: this one is left out");
 }
 

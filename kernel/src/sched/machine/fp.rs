@@ -1,8 +1,8 @@
 //! The registers of floating point and SIMD, which are EL0's alone: the kernel is compiled without them.
 //!
-//! A thread has none until its first use, which traps (CPACR_EL1.FPEN, as `boot` sets it on each CPU). From then on they are saved when
-//! it leaves the CPU and loaded when it comes, unless they are still in the registers of this CPU. SVE and SME stay
-//! trapped; what uses them gets what any undefined instruction gets.
+//! A thread has none until its first use, which traps (CPACR_EL1.FPEN, as `boot` sets it on each CPU). From then on they
+//! are saved when it leaves the CPU and loaded when it comes, unless they are still in the registers of this CPU. SVE and
+//! SME stay trapped; what uses them gets what any undefined instruction gets.
 
 #![allow(unsafe_code, reason = "registers of floating point and SIMD")]
 

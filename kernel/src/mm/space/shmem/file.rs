@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering;
 
 use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::Descriptor;
-use granule_pgtable::Mmu;
+use granule_pgtable::{Mmu, Visited};
 use thiserror::Error;
 
 use super::super::code::CODE_VISIBLE;
@@ -438,13 +438,14 @@ impl Object {
     /// The first page with a frame at `page` or after it.
     pub(in super::super) fn next_filled(&self, page: u64) -> Option<u64> {
         let (mmu, mut next) = (&self.common.mmu, None);
-        self.tables().walk_cells(self.filled(page..LARGEST_OBJECT / PAGE)?).for_each(|found| {
-            if next.is_none() {
-                let index = found.cells.iter().position(|cell| mmu.load(cell) != Descriptor::EMPTY);
-                next = index.map(|index| found.address(index).0 / PAGE);
-            }
+        let mut walk = self.tables().walk_cells(self.filled(page..LARGEST_OBJECT / PAGE)?);
+        while next.is_none()
+            && let Some(found) = walk.next_cells(|_| Visited::Done)
+        {
+            let index = found.cells.iter().position(|cell| mmu.load(cell) != Descriptor::EMPTY);
+            next = index.map(|index| found.address(index).0 / PAGE);
             relax();
-        });
+        }
         next
     }
 
@@ -569,11 +570,14 @@ impl Object {
         }
         let (mut next, mut found) = (first, None);
         if let Some(range) = self.filled(first..size.div_ceil(PAGE)) {
-            self.tables().walk_cells(range).for_each(|cells| {
+            let mut walk = self.tables().walk_cells(range);
+            while found.is_none()
+                && let Some(cells) = walk.next_cells(|_| Visited::Done)
+            {
                 relax();
                 for (index, cell) in cells.cells.iter().enumerate() {
                     if found.is_some() {
-                        return;
+                        break;
                     }
                     let page = cells.address(index).0 / PAGE;
                     let is_used = entries::is_used(self.common.mmu.load(cell));
@@ -585,7 +589,7 @@ impl Object {
                     };
                     next = page + 1;
                 }
-            });
+            }
         }
         let found = found.or_else(|| (wanted == Sought::Hole).then_some(next));
         found.map(|page| (page * PAGE).max(at).min(size))

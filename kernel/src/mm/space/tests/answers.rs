@@ -7,7 +7,10 @@ use super::*;
 use crate::mm::counted::Counted;
 use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE};
 use crate::mm::space::pagemap::{GUARD, PRESENT};
-use crate::mm::space::{AreaAdvice, Enrolment, FaultError, FaultMode, Features, Patience, Userfaultfd};
+use crate::mm::space::{
+    AreaAdvice, Enrolment, FaultError, FaultMode, Features, MappedFile, Object, Patience, Seals, Sought, Terms,
+    Userfaultfd,
+};
 
 const START: VirtAddr = VirtAddr(0x10_0000_0000);
 const BLOCK_PAGES: u64 = BLOCK_FRAMES as u64;
@@ -51,6 +54,26 @@ fn shared_and_registered(
     let missing = Enrolment { missing: true, write_protected: false };
     Userfaultfd::register(&pager, &rig.cpu, START, PAGE, missing).unwrap();
     (space, (child, pager))
+}
+
+/// The end that a truncation moves is a hole before or after it, and what it cuts off is none.
+#[test]
+fn a_hole_is_never_found_behind_the_end() {
+    const CUT: fn(&Space, &Cpu) =
+        |space, cpu| space.with_area(START, |area| area.object().unwrap().truncate(cpu, PAGE).unwrap()).unwrap();
+    let rig = Rig::new(4);
+    let prepare = || {
+        let object = rig.spaces.create_object(&rig.cpu, 4 * PAGE, Some(&[]), Seals(0)).unwrap();
+        let space = rig.space();
+        let request = MapRequest { placement: Placement::Fixed(START), sharing: Sharing::Shared, ..private(4) };
+        let mapped = MappedFile { object: &object, first_page: 0, may_write: true };
+        let terms = Terms { file: Some(mapped), ..Terms::NONE };
+        space.mmap_within(&rig.cpu, &request, &terms, &|| false).unwrap();
+        (0..4).for_each(|page| rig.write(&space, START + page * PAGE, 1));
+        (space, object)
+    };
+    let second = |_: &SpaceRef, object: &Counted<Object>| object.seek(2 * PAGE, Sought::Hole);
+    at_each_pair(prepare, CUT, second, |found, _, _| assert!([None, Some(4 * PAGE)].contains(&found), "{found:?}"));
 }
 
 /// A copy that asks no pager fails for what is missing alone.

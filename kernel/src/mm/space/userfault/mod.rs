@@ -506,7 +506,7 @@ impl Registration {
 
 impl Space {
     /// Changes what the areas in `range` are registered for with the userfaultfd that has `number`. Those that are not
-    /// registered for write-protection any more lose their marks and markers.
+    /// registered for write-protection any more lose their marks and markers, but for those of guards and poison.
     ///
     /// # Errors
     /// As [`Userfaultfd::register`].

@@ -159,6 +159,21 @@ fn own(cpu: &Cpu) -> u8 {
     0xa0 + cpu.id.0 as u8
 }
 
+/// Serves a fault, which may end a page's protection, and then makes a store of the kernel's, which may be refused by
+/// then.
+fn behind_a_fault<T: core::fmt::Debug>(
+    space: &Space,
+    cpu: &Cpu,
+    page: VirtAddr,
+    store: impl FnOnce(VirtAddr) -> Result<T, FaultError>,
+) -> Answer {
+    if let Err(refused) = space.fault_in_kernel(cpu, page + 8, Access::Write, FaultMode::Kernel) {
+        return said(Err::<T, _>(refused));
+    }
+    note_step();
+    said(store(page + 8))
+}
+
 /// Marks the pages as locked, and then brings them.
 fn lock_in_steps(space: &Space, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Answer {
     // It ends before the first page is brought.
@@ -187,8 +202,10 @@ pub(super) const CALLS: &[Call] = &[
         let mut bytes = [0; 9];
         said(space.read_bytes_within(cpu, at, &mut bytes, Patience::WithoutPager(ALIVE)).map(|()| bytes[8]))
     }),
-    call("kernel copies in", |_, space, cpu, at| said(space.write_bytes(cpu, at + 8, &[own(cpu)]))),
-    call("kernel exchanges a word", |_, space, cpu, at| said(space.exchange_word(cpu, at + 8, 1, 0x55))),
+    call("kernel copies in", |_, space, cpu, at| said(space.write_bytes(cpu, at + 8, &[own(cpu)])))
+        .in_steps(1, |_, space, cpu, at| behind_a_fault(space, cpu, at, |at| space.write_bytes(cpu, at, &[own(cpu)]))),
+    call("kernel exchanges a word", |_, space, cpu, at| said(space.exchange_word(cpu, at + 8, 1, 0x55)))
+        .in_steps(1, |_, space, cpu, at| behind_a_fault(space, cpu, at, |at| space.exchange_word(cpu, at, 1, 0x55))),
     call("device reads", |w, space, cpu, at| w.device(0, space, cpu, at, Access::Read)),
     call("device writes", |w, space, cpu, at| w.device(0, space, cpu, at, Access::Write)),
     call("mirror reads", |w, space, cpu, at| w.device(1, space, cpu, at, Access::Read)),
@@ -363,8 +380,9 @@ pub(super) const CALLS: &[Call] = &[
             said((file.read(at - START + 8, &mut byte), byte))
         })
     }),
-    call("SEEK_DATA", |w, _, _, at| file(w, |file| said(file.seek(at - START, Sought::Data)))),
-    call("SEEK_HOLE", |w, _, _, at| file(w, |file| said(file.seek(at - START, Sought::Hole)))),
+    // Of the one page: others may come one by one.
+    call("SEEK_DATA", |w, _, _, at| file(w, |file| said(file.seek(at - START, Sought::Data) == Some(at - START)))),
+    call("SEEK_HOLE", |w, _, _, at| file(w, |file| said(file.seek(at - START, Sought::Hole) == Some(at - START)))),
     outside("the device is gone", |w, cpu| {
         w.file.iter().filter(|_| w.kind.of == Of::Registers).for_each(|registers| registers.revoke(cpu));
     }),
