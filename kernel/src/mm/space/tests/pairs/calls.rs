@@ -159,19 +159,17 @@ fn own(cpu: &Cpu) -> u8 {
     0xa0 + cpu.id.0 as u8
 }
 
-/// Serves a fault, which may end a page's protection, and then makes a store of the kernel's, which may be refused by
-/// then.
-fn behind_a_fault<T: core::fmt::Debug>(
-    space: &Space,
-    cpu: &Cpu,
-    page: VirtAddr,
-    store: impl FnOnce(VirtAddr) -> Result<T, FaultError>,
-) -> Answer {
-    if let Err(refused) = space.fault_in_kernel(cpu, page + 8, Access::Write, FaultMode::Kernel) {
-        return said(Err::<T, _>(refused));
-    }
+/// Serves a fault, which may end a page's protection, and then makes the store, which may be refused by then.
+fn behind_a_fault(space: &Space, cpu: &Cpu, page: VirtAddr, store: impl FnOnce() -> Answer) -> Answer {
+    _ = handle_fault(space, cpu, page, Access::Write);
     note_step();
-    said(store(page + 8))
+    store()
+}
+
+/// As [`behind_a_fault`], for the device of this number, if there is one.
+fn device_behind_a_fault(world: &World, space: &Space, cpu: &Cpu, page: VirtAddr, index: usize) -> Answer {
+    let write = || world.device(index, space, cpu, page, Access::Write);
+    if world.devices.get(index).is_some() { behind_a_fault(space, cpu, page, write) } else { write() }
 }
 
 /// Marks the pages as locked, and then brings them.
@@ -191,7 +189,12 @@ const NO_WRITES: Protection = Protection::READ;
 
 pub(super) const CALLS: &[Call] = &[
     call("load", |w, space, cpu, at| said(w.access(space, cpu, at, Access::Read, None))),
-    call("store", |w, space, cpu, at| said(w.access(space, cpu, at, Access::Write, Some(own(cpu))))),
+    call("store", |w, space, cpu, at| said(w.access(space, cpu, at, Access::Write, Some(own(cpu))))).in_steps(
+        1,
+        |w, space, cpu, at| {
+            behind_a_fault(space, cpu, at, || said(w.access(space, cpu, at, Access::Write, Some(own(cpu)))))
+        },
+    ),
     call("fetch", |w, space, cpu, at| said(w.access(space, cpu, at, Access::Execute, None))),
     call("fault for a load", |w, space, cpu, at| said(w.fault(space, cpu, at, Access::Read))),
     call("kernel copies out", |_, space, cpu, at| {
@@ -203,13 +206,19 @@ pub(super) const CALLS: &[Call] = &[
         said(space.read_bytes_within(cpu, at, &mut bytes, Patience::WithoutPager(ALIVE)).map(|()| bytes[8]))
     }),
     call("kernel copies in", |_, space, cpu, at| said(space.write_bytes(cpu, at + 8, &[own(cpu)])))
-        .in_steps(1, |_, space, cpu, at| behind_a_fault(space, cpu, at, |at| space.write_bytes(cpu, at, &[own(cpu)]))),
+        .in_steps(1, |_, space, cpu, at| {
+            behind_a_fault(space, cpu, at, || said(space.write_bytes(cpu, at + 8, &[own(cpu)])))
+        }),
     call("kernel exchanges a word", |_, space, cpu, at| said(space.exchange_word(cpu, at + 8, 1, 0x55)))
-        .in_steps(1, |_, space, cpu, at| behind_a_fault(space, cpu, at, |at| space.exchange_word(cpu, at, 1, 0x55))),
+        .in_steps(1, |_, space, cpu, at| {
+            behind_a_fault(space, cpu, at, || said(space.exchange_word(cpu, at + 8, 1, 0x55)))
+        }),
     call("device reads", |w, space, cpu, at| w.device(0, space, cpu, at, Access::Read)),
-    call("device writes", |w, space, cpu, at| w.device(0, space, cpu, at, Access::Write)),
+    call("device writes", |w, space, cpu, at| w.device(0, space, cpu, at, Access::Write))
+        .in_steps(1, |w, space, cpu, at| device_behind_a_fault(w, space, cpu, at, 0)),
     call("mirror reads", |w, space, cpu, at| w.device(1, space, cpu, at, Access::Read)),
-    call("mirror writes", |w, space, cpu, at| w.device(1, space, cpu, at, Access::Write)),
+    call("mirror writes", |w, space, cpu, at| w.device(1, space, cpu, at, Access::Write))
+        .in_steps(1, |w, space, cpu, at| device_behind_a_fault(w, space, cpu, at, 1)),
     call("mmap over a page", |_, space, cpu, at| map_over(space, cpu, at, PAGE, Sharing::Private)),
     call("mmap over all, shared", |w, space, cpu, _| map_over(space, cpu, START, w.bytes(), Sharing::Shared)),
     call("mmap, populated", |_, space, cpu, at| {
