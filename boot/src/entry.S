@@ -63,12 +63,6 @@
     movk    \register, #(((\value) >> 48) & 0xffff), lsl #48
     .endm
 
-// One of 32 bits.
-    .macro  constant32 register, value
-    movz    \register, #((\value) & 0xffff)
-    movk    \register, #((\value) >> 16), lsl #16
-    .endm
-
 // A four-bit field of an ID register.
     .macro  id_field output, register, shift
     mrs     \output, \register
@@ -161,6 +155,19 @@
 2:
     .endm
 
+// To EL1 from the level of the entry, which x21 has then; at EL3, a loader's mistake, to \at_el3. SCTLR_EL1 has the MMU
+// off, which is not known of a CPU that was entered at EL1. Clobbers x0 to x3.
+    .macro  enter_el1 at_el3
+    adr     x0, parked_vectors
+    bl      {DROP_TO_EL1}
+    mov     x21, x0
+    cmp     x21, #3
+    b.eq    \at_el3
+    constant x0, {SCTLR_EL1_MMU_OFF}
+    msr     sctlr_el1, x0
+    isb
+    .endm
+
 // Zeroes the pages from x0 up to x1.
     .macro  zero_pages
 1:  cmp     x0, x1
@@ -202,14 +209,7 @@ _start:
 primary_entry:
     msr     daifset, #0xf
     mov     x20, x0
-    adr     x0, parked_vectors
-    bl      {DROP_TO_EL1}
-    mov     x21, x0
-    cmp     x21, #3
-    b.eq    refuse                          // EL3 is not an entry: a loader's mistake
-    constant32 x0, {SCTLR_EL1_MMU_OFF}      // not known where it was entered at EL1
-    msr     sctlr_el1, x0
-    isb
+    enter_el1 refuse
     mrs     x22, cntvct_el0                 // not earlier: CNTVOFF_EL2 may have hidden the real count
     find_image
     bl      build_tables
@@ -222,13 +222,7 @@ primary_entry:
     .globl  secondary_entry
 secondary_entry:
     msr     daifset, #0xf
-    adr     x0, parked_vectors
-    bl      {DROP_TO_EL1}
-    cmp     x0, #3
-    b.eq    park                            // the log is the running kernel's: the boot CPU's warning names this one
-    constant32 x0, {SCTLR_EL1_MMU_OFF}
-    msr     sctlr_el1, x0
-    isb
+    enter_el1 park                          // the log is the running kernel's: the boot CPU's warning names this one
     find_image
     high_address x28, secondary_high
     bl      configure_el1
