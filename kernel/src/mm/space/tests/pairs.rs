@@ -41,7 +41,7 @@ use crate::mm::space::{
 use crate::platform::features::branch;
 use crate::sched;
 use crate::smp::this_cpu;
-use calls::{Answer, CALLS, Call, shown};
+use calls::{Answer, CALLS, Call, said, shown};
 use kinds::{KINDS, Kind, Of};
 use turns::{BreaksIn, Grain, Second, When, meet};
 
@@ -100,7 +100,8 @@ enum Notified {
 /// Keeps what it has walked.
 struct Device {
     notified: Notified,
-    kept: Mutex<BTreeMap<u64, Descriptor>>,
+    /// `None` once the space is released: its context translates nothing.
+    kept: Mutex<Option<BTreeMap<u64, Descriptor>>>,
     /// Ranges that are about to change: nothing there is walked.
     changing: Mutex<Vec<(VirtAddr, VirtAddr)>>,
 }
@@ -108,14 +109,15 @@ struct Device {
 impl Device {
     fn join(space: &SpaceHandle, notified: Notified) -> Result<Bound, SubscribeError> {
         let space = space.upgrade().ok_or(SubscribeError::Released)?;
-        let device = Self { notified, kept: Mutex::default(), changing: Mutex::default() };
+        let device = Self { notified, kept: Mutex::new(Some(BTreeMap::new())), changing: Mutex::default() };
         // As a binding does.
         let joined = space.between_changes(|_| Subscription::new(SpaceHandle::new(&space), device, 0));
         joined.unwrap_or(Err(SubscribeError::Released))
     }
 
     fn forget(&self, start: VirtAddr, end: VirtAddr) {
-        self.kept.lock().unwrap().retain(|&page, _| page < start.0 || page >= end.0);
+        let mut kept = self.kept.lock().unwrap();
+        kept.iter_mut().for_each(|kept| kept.retain(|&page, _| page < start.0 || page >= end.0));
     }
 
     fn is_changing(&self, page: VirtAddr) -> bool {
@@ -126,7 +128,7 @@ impl Device {
     fn walk(&self, space: &Space, page: VirtAddr) {
         let entry = walk(space, page);
         if permits(entry, Access::Read) && !self.is_changing(page) {
-            self.kept.lock().unwrap().entry(page.0).or_insert(entry);
+            self.kept.lock().unwrap().iter_mut().for_each(|kept| _ = kept.entry(page.0).or_insert(entry));
         }
     }
 
@@ -136,8 +138,10 @@ impl Device {
                 sched::sleep_briefly();
             }
             self.walk(space, page);
-            let kept = self.kept.lock().unwrap().get(&page.0).copied().filter(|&kept| permits(kept, access));
-            if let Some(kept) = kept {
+            let Some(kept) = self.kept.lock().unwrap().as_ref().map(|kept| kept.get(&page.0).copied()) else {
+                return said(SubscribeError::Released);
+            };
+            if let Some(kept) = kept.filter(|&kept| permits(kept, access)) {
                 return format!("{:?}", world.bytes_of(kept, (access == Access::Write).then_some(0xd0)));
             }
             if let Err(error) = world.fault(space, cpu, page, access) {
@@ -154,7 +158,7 @@ impl Device {
         let entry = |page| space.map_or(Descriptor::EMPTY, |space| walk(space, VirtAddr(page)));
         // An entry that becomes old is no event.
         let old = if self.notified == Notified::ByEvents { bits::AF } else { 0 };
-        let mut kept = kept.iter().map(|(&page, &kept)| (page, kept, entry(page)));
+        let mut kept = kept.iter().flatten().map(|(&page, &kept)| (page, kept, entry(page)));
         let (page, kept, entry) = kept.find(|(_, kept, entry)| (kept.0 ^ entry.0) & HARDWARE & !old != 0)?;
         Some(format!("a device notified {:?} has {kept:?} for {page:#x}, whose entry is {entry:?}", self.notified))
     }
@@ -184,7 +188,7 @@ impl Subscriber for Device {
 
     fn release(&self) {
         if self.notified != Notified::Nothing {
-            self.kept.lock().unwrap().clear();
+            *self.kept.lock().unwrap() = None;
         }
     }
 }

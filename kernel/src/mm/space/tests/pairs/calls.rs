@@ -73,7 +73,7 @@ impl Call {
     }
 }
 
-fn said(answer: impl core::fmt::Debug) -> Answer {
+pub(super) fn said(answer: impl core::fmt::Debug) -> Answer {
     format!("{answer:?}")
 }
 
@@ -342,7 +342,7 @@ pub(super) const CALLS: &[Call] = &[
         Ok(device) => {
             let answer = device.access(w, space, cpu, at, Access::Read);
             *w.bound.lock().unwrap() = Some(device);
-            said(answer)
+            answer
         }
     }),
     outside("unbind", |w, _| {
