@@ -27,7 +27,7 @@ use intrusive_collections::{Bound, KeyAdapter, LinkedListAtomicLink, RBTree, Uns
 use super::cells::EntryCell;
 use super::family::{FamilyId, Origin};
 use super::shmem::mappers::Mappers;
-use super::shmem::pages::{Found, order};
+use super::shmem::pages::{Arrival, Found, order};
 use super::spaces::{SpaceSource, Spaces};
 use super::tally::{Footprint, LastTally, Met, Tally};
 use super::used::note_used_by_others;
@@ -245,12 +245,6 @@ impl Object {
         }
     }
 
-    /// Whether the object has still what was found at `page`. The lock of the page table that maps the page is held.
-    #[inline(always)]
-    pub(super) fn is_current(&self, found: &Found<'_, Machine>, page: u64) -> bool {
-        found.is_current(&self.common.mmu, || self.has_inside(page))
-    }
-
     /// A frame for a page that has none in use; its `place` is its table and its entry there, if it has one.
     #[inline(never)]
     fn add<'a>(
@@ -318,21 +312,8 @@ impl Object {
         page: u64,
         new: PhysAddr,
     ) -> Found<'a, Machine> {
-        self.publish_or(table, cell, page, new, |unused| self.common.frames.free(cpu, unused))
-    }
-
-    /// As [`Self::publish`], and `unused` takes the frame where another CPU was faster.
-    #[inline(always)]
-    fn publish_or<'a>(
-        &self,
-        table: PhysAddr,
-        cell: &'a EntryCell,
-        page: u64,
-        new: PhysAddr,
-        unused: impl FnOnce(PhysAddr),
-    ) -> Found<'a, Machine> {
         self.note_place(table, page);
-        pages::add(&self.common.mmu, cell, new, unused)
+        pages::add(&self.common.mmu, cell, new, |unused| self.common.frames.free(cpu, unused))
     }
 
     /// Notes that `page`, whose entry is in `table`, has a frame: before the entry, as the barrier that publishes that comes
@@ -393,27 +374,40 @@ impl Object {
         cell.is_some_and(|(_, cell)| is_there(self.common.mmu.load(cell)))
     }
 
-    /// Gives `page`, which has no frame, the one that the caller has filled; `None` where it has one by now, and the frame
-    /// is the caller's still.
+    /// Gives `page`, which has no frame, the one that the caller has filled, and has `map` map it. On an error the frame
+    /// is the caller's still. With [`Arrival::Mapped`] the caller keeps migrations out, as what finds the page waits for
+    /// them.
     ///
     /// # Errors
-    /// [`FillError::Fault`] (it is after the end), or there is no memory.
-    pub(super) fn fill(&self, cpu: &Cpu, page: u64, frame: PhysAddr) -> Result<Option<Found<'_, Machine>>, FillError> {
+    /// [`FillError::Exists`] (it has a frame), [`FillError::Fault`] (it is after the end), or there is no memory.
+    pub(super) fn fill(
+        &self,
+        cpu: &Cpu,
+        page: u64,
+        frame: PhysAddr,
+        arrival: Arrival,
+        map: impl FnOnce(),
+    ) -> Result<(), FillError> {
         let ((table, cell), ()) = self.ensure_cell(cpu, page, || Ok(()))?;
-        // No truncation: what is after the end has no contents.
+        // No truncation: what is after the end has no contents. Nor does anything take the page away before it is mapped.
         let _state = self.state.read();
         if !self.has_inside(page) {
             return Err(FillError::Fault);
         }
-        if self.common.mmu.load(cell) != Descriptor::EMPTY {
-            return Ok(None);
+        let mmu = &self.common.mmu;
+        if mmu.load(cell) != Descriptor::EMPTY {
+            return Err(FillError::Exists);
         }
         self.note_frame(frame, page);
-        let mut is_unused = false;
-        let found = self.publish_or(table, cell, page, frame, |_| is_unused = true);
-        // As for a page that is added.
-        order();
-        Ok((!is_unused).then_some(found))
+        self.note_place(table, page);
+        if !pages::add_filled(mmu, cell, frame, arrival) {
+            return Err(FillError::Exists);
+        }
+        map();
+        if arrival == Arrival::Mapped {
+            pages::end_migration(mmu, cell, frame);
+        }
+        Ok(())
     }
 
     /// Has `change` change which areas map it, and where.

@@ -28,7 +28,8 @@
 //! other. No entry maps the frame unless the object grows again.
 //!
 //! Migration does as a truncation does, but that the entry keeps the frame, and says that it is on its way: a fault
-//! finds nothing to map, and waits. Then the object has the page in another frame.
+//! finds nothing to map, and waits. Then the object has the page in another frame. A page that a pager fills and
+//! protects is on its way until it is mapped so, too ([`Arrival::Mapped`]).
 //!
 //! # Blocks
 //! A fault that maps 512 pages by one entry, above the last level, does so where there is no table, whose lock would
@@ -212,6 +213,21 @@ pub(super) fn add_spare<M: Stores>(mmu: &M, cell: &M::Cell, new: PhysAddr) -> bo
     fill(mmu, cell, Descriptor(new.0 | HERE | SPARE)).is_ok()
 }
 
+/// From when on a page that has got its contents may be mapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in super::super) enum Arrival {
+    /// At once, by what finds it.
+    Added,
+    /// It is on its way until [`end_migration`]: what finds it before waits.
+    Mapped,
+}
+
+/// Gives a hole the frame `new`, which has its contents; returns whether it was one still.
+pub(super) fn add_filled<M: Stores>(mmu: &M, cell: &M::Cell, new: PhysAddr, arrival: Arrival) -> bool {
+    let here = if arrival == Arrival::Added { HERE } else { 0 };
+    fill(mmu, cell, Descriptor(new.0 | here)).is_ok()
+}
+
 /// Stores the `entry` of a new frame in place of a hole, if it is one still; else returns what is there.
 #[inline(always)]
 fn fill<M: Stores>(mmu: &M, cell: &M::Cell, entry: Descriptor) -> Result<(), Descriptor> {
@@ -243,8 +259,8 @@ pub(super) fn start_migration<M: Stores>(mmu: &M, cell: &M::Cell, frame: PhysAdd
     mmu.compare_exchange(cell, Descriptor(frame.0 | HERE), Descriptor(frame.0)).is_ok()
 }
 
-/// Gives the page that was on its way the frame `to`. The state is locked for writing since, and a barrier has come
-/// after the stores to a new frame.
+/// Gives the page that was on its way the frame `to`. The state is locked since, and a barrier has come after the
+/// stores to a new frame.
 pub(super) fn end_migration<M: Stores>(mmu: &M, cell: &M::Cell, to: PhysAddr) {
     mmu.store(cell, Descriptor(to.0 | HERE));
 }

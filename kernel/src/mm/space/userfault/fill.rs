@@ -16,6 +16,7 @@ use super::super::cells::EntryCell;
 use super::super::entry::{EntryState, first_entry, read_only_attributes, rest_of_stale, state};
 use super::super::range::pages;
 use super::super::shmem::Object;
+use super::super::shmem::pages::Arrival;
 use super::{FillError, UserfaultError, Userfaultfd, range_of_call};
 use crate::mm::tlb::user::Leaf;
 use crate::sched::{self, relax};
@@ -31,6 +32,13 @@ pub enum Content {
     Zeros,
     /// Nothing: an access is SIGBUS (`BUS_MCEERR_AR`).
     Poison,
+}
+
+impl Content {
+    /// Whether the page is write-protected from the beginning.
+    fn is_protected(self) -> bool {
+        matches!(self, Self::Copy(_, true))
+    }
 }
 
 /// A page that is to be installed.
@@ -92,7 +100,7 @@ impl Userfaultfd {
     ) -> Result<(), FillError> {
         let frames = space.common.frames;
         // First, as on Linux: the pager's memory is not read in vain.
-        self.check_area(&space.areas.read(rest.start()), rest, content)?;
+        let is_shared = self.check_area(&space.areas.read(rest.start()), rest, content)?.is_shared();
         let filling = match content {
             Content::Copy(from, _) => {
                 let frame = frames.alloc_movable(cpu)?;
@@ -108,16 +116,19 @@ impl Userfaultfd {
                 }
                 Filling::Frame(frame)
             }
-            Content::Zeros => {
-                let is_shared = space.with_area(rest.start(), Area::is_shared);
-                // Whether it is so still is looked at again.
-                if is_shared == Some(true) { Filling::Frame(frames.alloc_movable_zeroed(cpu)?) } else { Filling::Zeros }
-            }
+            Content::Zeros if is_shared => Filling::Frame(frames.alloc_movable_zeroed(cpu)?),
+            Content::Zeros => Filling::Zeros,
             Content::Poison => Filling::Poison,
         };
         let filled = {
+            // What finds the page of an object before it is mapped, protected, waits for this.
+            let _one = (is_shared && content.is_protected()).then(|| space.common.migrations.begin());
             let areas = space.areas.read(rest.start());
-            self.install_filling(space, cpu, &areas, rest, &filling, content)
+            match self.check_area(&areas, rest, content) {
+                Ok(area) if area.is_shared() != is_shared => Err(UserfaultError::Changing.into()),
+                Ok(area) => install_filling(space, cpu, area, rest, &filling, content),
+                Err(error) => Err(error.into()),
+            }
         };
         if let (Filling::Frame(frame), Err(_)) = (filling, &filled) {
             frames.free(cpu, frame);
@@ -132,44 +143,40 @@ impl Userfaultfd {
         let area = area.ok_or(UserfaultError::NotRegistered)?;
         // An event that was sent since is not read yet.
         self.check_unchanging()?;
-        if matches!(content, Content::Copy(_, true)) && !area.flags().has_any(AreaFlags::UFFD_WP) {
+        if content.is_protected() && !area.flags().has_any(AreaFlags::UFFD_WP) {
             return Err(UserfaultError::Invalid);
         }
         Ok(area)
     }
+}
 
-    /// Installs `filling` at the first page of `rest`. On an error its frame is the caller's still.
-    fn install_filling(
-        &self,
-        space: &Space,
-        cpu: &Cpu,
-        areas: &Areas,
-        rest: PageRange,
-        filling: &Filling,
-        content: Content,
-    ) -> Result<(), FillError> {
-        let page = rest.start();
-        let area = self.check_area(areas, rest, content)?;
-        let is_protected = matches!(content, Content::Copy(_, true));
-        let Some(found) = space.ensure_cells(cpu, pages(page, page + PAGE))? else { return Err(FillError::Exists) };
-        let Some(cell) = found.cells.first() else { return Err(FillError::Exists) };
-        let place = Place { space, area, page, table: found.table, cell, is_protected };
-        if place.is_behind_the_end() {
-            return Err(FillError::Fault);
+/// Installs `filling` at the first page of `rest`, in `area`. On an error its frame is the caller's still.
+fn install_filling(
+    space: &Space,
+    cpu: &Cpu,
+    area: &Area,
+    rest: PageRange,
+    filling: &Filling,
+    content: Content,
+) -> Result<(), FillError> {
+    let page = rest.start();
+    let Some(found) = space.ensure_cells(cpu, pages(page, page + PAGE))? else { return Err(FillError::Exists) };
+    let Some(cell) = found.cells.first() else { return Err(FillError::Exists) };
+    let place = Place { space, area, page, table: found.table, cell, is_protected: content.is_protected() };
+    if place.is_behind_the_end() {
+        return Err(FillError::Fault);
+    }
+    match filling {
+        Filling::Frame(frame) if area.is_shared() => match area.object() {
+            Some(object) => place.install_in_object(cpu, object, *frame),
+            None => Err(FillError::Exists),
+        },
+        Filling::Frame(frame) => place.install(place.own(*frame), true),
+        Filling::Zeros => {
+            let zeros = Descriptor::page(space.common.zeros, read_only_attributes(area.protection())).special();
+            place.install(zeros, false)
         }
-        match filling {
-            Filling::Frame(frame) if area.is_shared() => match area.object() {
-                Some(object) => place.install_in_object(cpu, object, *frame),
-                None => Err(FillError::Exists),
-            },
-            Filling::Frame(frame) => place.install(place.own(*frame), true),
-            Filling::Zeros if area.is_shared() => Err(UserfaultError::Changing.into()),
-            Filling::Zeros => {
-                let zeros = Descriptor::page(space.common.zeros, read_only_attributes(area.protection())).special();
-                place.install(zeros, false)
-            }
-            Filling::Poison => place.install(Descriptor::from(Markers::POISONED), false),
-        }
+        Filling::Poison => place.install(Descriptor::from(Markers::POISONED), false),
     }
 }
 
@@ -239,18 +246,18 @@ impl Place<'_> {
                 return Err(FillError::Exists);
             }
         }
-        let found = object.fill(cpu, self.area.page_at(self.page), frame)?.ok_or(FillError::Exists)?;
-        let protection = self.area.protection();
-        let new = first_entry(frame, protection);
-        let locked = self.space.lock_table(self.table);
-        // Where another CPU was faster, or has taken the page away, the page is the object's, and its first access is no
-        // message any more.
-        if self.is_fillable(true) && object.is_current(&found, self.area.page_at(self.page)) {
-            self.space.common.record(frame).share();
-            let new = self.space.prepared_for_fault(new, protection);
-            locked.note_used(self.page);
-            self.space.mmu().store(self.cell, if self.is_protected { new.uffd_wp() } else { new });
-        }
-        Ok(())
+        let arrival = if self.is_protected { Arrival::Mapped } else { Arrival::Added };
+        object.fill(cpu, self.area.page_at(self.page), frame, arrival, || {
+            let protection = self.area.protection();
+            let new = first_entry(frame, protection);
+            let locked = self.space.lock_table(self.table);
+            // Where another CPU was faster, the page is the object's, and its first access is no message any more.
+            if self.is_fillable(true) {
+                self.space.common.record(frame).share();
+                let new = self.space.prepared_for_fault(new, protection);
+                locked.note_used(self.page);
+                self.space.mmu().store(self.cell, if self.is_protected { new.uffd_wp() } else { new });
+            }
+        })
     }
 }

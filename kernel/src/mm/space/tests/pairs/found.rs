@@ -96,3 +96,12 @@ fn a_lock_that_excludes_nothing_is_found() {
         assert_eq!(found(harness(), pair), None);
     }
 }
+
+/// No store comes between the page that a pager brings and its protection.
+#[test]
+fn a_copy_that_is_protected_is_so_from_the_first_store_on() {
+    for second in ["store", "load", "device writes", "punch hole", "migration", "UFFDIO_COPY", "write to the file"] {
+        let harness = Harness::new(kind("protected_file"), 0);
+        assert_eq!(found(harness, ["UFFDIO_COPY, protected", second]), None);
+    }
+}
