@@ -1,7 +1,6 @@
 //! Sessions from a script: those in `tests-qemu/scripts`, on every machine, and scripts that must go wrong.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use granule_host_tests::built;
 use granule_host_tests::guest::some_boot;
@@ -165,11 +164,9 @@ fn ctrl_c_ends_the_program_in_the_foreground_and_its_descendants() {
         let heard = session.prompt().unwrap();
         assert!(heard.starts_with("^C\n") && heard.contains(" killed by SIGINT (as expected)\n"), "{heard}");
     }
-    // The descendants end a little later.
-    let begin = Instant::now();
-    while session.command("ps").unwrap() != "there are no processes\n" {
-        assert!(begin.elapsed() < Duration::from_secs(60), "a descendant is still running");
-    }
+    // The descendants end a little later. The machine runs during each look, however busy the host is.
+    let mut looks = 0..1000;
+    assert!(looks.any(|_| session.command("ps").unwrap() == "there are no processes\n"), "a descendant is running");
     // Ctrl-C interrupts a program in the background while the monitor waits for it, also if it was typed ahead.
     let started = session.command("run spin &").unwrap();
     let id = started.trim().strip_prefix("process ").unwrap();

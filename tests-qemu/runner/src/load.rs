@@ -6,7 +6,7 @@
 //! one that did not: a bad line is slow, not hopeless. A request that was typed never changes, as its answer may be on
 //! its way.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use base64ct::{Base64, Encoding as _};
@@ -25,9 +25,9 @@ const MANY: u32 = 4;
 /// Of deflate, 1 to 9: more is hardly smaller.
 const LEVEL: u8 = 6;
 /// Without an answer the line counts as lost. The loader asks every 2 s.
-const LOST: Limit = Limit::Clock(Duration::from_secs(if cfg!(test) { 2 } else { 60 }));
+const LOST: Limit = Limit::Clock(Duration::from_secs(60));
 /// After this the kernel has been entered, though the answer that said so was lost: the loader would have asked.
-const ENTERED: Limit = Limit::Clock(Duration::from_secs(if cfg!(test) { 1 } else { 10 }));
+const ENTERED: Limit = Limit::Clock(Duration::from_secs(10));
 /// How often the board may start anew before it is given up.
 const MOST_RESTARTS: u32 = 3;
 /// Lines of the board's that an error shows.
@@ -74,10 +74,9 @@ fn converse(
     first: Duration,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Entered> {
-    let (mut lines, begin) = (Lines::default(), Instant::now());
+    let (mut lines, begin) = (Lines::default(), line.now());
     // The loader asks again for all that it does not get, as long as it runs: only an answer is progress.
-    let (mut deadline, mut place, mut progressed) =
-        (line.deadline(Limit::Clock(first)), sender.place(), Instant::now());
+    let (mut deadline, mut place, mut progressed) = (line.deadline(Limit::Clock(first)), sender.place(), begin);
     loop {
         let bytes = match line.receive(deadline) {
             Received::Bytes(bytes) => bytes,
@@ -87,10 +86,11 @@ fn converse(
             Received::Silence => bail!(sender.silence(first)),
             Received::Closed => bail!("the line was closed{}", sender.heard()),
         };
-        ensure!(progressed.elapsed().as_secs() < LOST.seconds() || sender.typed.is_none(), sender.silence(first));
+        let now = line.now();
+        ensure!((now - progressed).as_secs() < LOST.seconds() || sender.typed.is_none(), sender.silence(first));
         let mut fed = lines.feed(&bytes).into_iter();
         while let Some(text) = fed.next() {
-            match sender.line(&text, begin.elapsed())? {
+            match sender.line(&text, now - begin)? {
                 Step::Nothing => continue,
                 Step::Heard => {}
                 Step::Type(request) => line.send(&request),
@@ -102,7 +102,7 @@ fn converse(
                 }
             }
             if sender.place() != place {
-                (place, progressed) = (sender.place(), Instant::now());
+                (place, progressed) = (sender.place(), now);
                 deadline = line.deadline(LOST);
                 progress(sender.arrived, sender.stream.len());
             }

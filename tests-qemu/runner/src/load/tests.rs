@@ -1,6 +1,7 @@
 //! Loads over good and bad lines. The guest's side is its own code ([`Responder`], [`Incoming`]).
 
-use std::time::Duration;
+use std::iter::{empty, repeat};
+use std::time::{Duration, Instant};
 
 use base64ct::{Base64, Encoding as _};
 use granule_protocol::{ASK, Event, Frame, Incoming, Nonce, Order, REQUEST_BYTES, Refusal, Reply, Request, Responder};
@@ -8,8 +9,7 @@ use proptest::prelude::{prop_assert, proptest};
 
 use super::{Entered, Files, RESEND, Sender, Step};
 use crate::noise::Noise;
-use crate::qemu::Qemu;
-use crate::serial::{Guest, Lines};
+use crate::serial::{Deadline, Limit, Line, Lines, Received};
 
 const NONCE: Nonce = Nonce(0x10ad);
 /// After this silence the loader asks again.
@@ -354,33 +354,90 @@ fn a_kernel_that_resets_the_board_is_not_loaded_again() {
     assert!(sender.line(ASK, SILENCE).unwrap_err().to_string().contains("has started anew"));
 }
 
-/// The end of a load over a line to a shell that runs this in place of a board.
-fn over_a_line(script: &str) -> Result<Entered, String> {
-    let mut guest = Guest::start(&Qemu::stand_in("sh", &["-c", script])).unwrap();
-    let first = Duration::from_secs(1);
-    super::load(&mut guest, &files(64, 1), first, &mut |_, _| {}).map_err(|error| format!("{error:#}"))
+/// A line whose pieces arrive, each so long after the one before; then it is silent, or unplugged. Its clock is its own.
+struct Arriving {
+    pieces: Box<dyn Iterator<Item = (Duration, String)>>,
+    end: End,
+    now: Instant,
 }
 
-/// The first three are silent; the fourth asks for ever, and gets nothing; the fifth is unplugged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum End {
+    Silent,
+    Unplugged,
+}
+
+impl Arriving {
+    fn new(pieces: impl Iterator<Item = (Duration, String)> + 'static, end: End) -> Self {
+        Self { pieces: Box::new(pieces), end, now: Instant::now() }
+    }
+}
+
+impl Line for Arriving {
+    fn deadline(&self, limit: Limit) -> Deadline {
+        Deadline::new(limit, self.now, None, 1)
+    }
+
+    fn now(&self) -> Instant {
+        self.now
+    }
+
+    fn receive(&mut self, deadline: Deadline) -> Received {
+        match self.pieces.next() {
+            None if self.end == End::Unplugged => Received::Closed,
+            Some((later, piece)) if !deadline.has_passed(self.now + later, || None) => {
+                self.now += later;
+                Received::Bytes(piece.into_bytes())
+            }
+            _ => Received::Silence,
+        }
+    }
+
+    fn send(&mut self, _: &str) {}
+}
+
+/// Each of them at once.
+fn at_once(lines: &[&str]) -> impl Iterator<Item = (Duration, String)> + use<> {
+    let lines: Vec<String> = lines.iter().map(|line| format!("{line}\n")).collect();
+    lines.into_iter().map(|line| (Duration::ZERO, line))
+}
+
+/// For ever, with a pause of so many seconds.
+fn again(seconds: u64, line: &str) -> impl Iterator<Item = (Duration, String)> + use<> {
+    repeat((Duration::from_secs(seconds), format!("{line}\n")))
+}
+
+/// Two say nothing of a loader; then one asks and falls silent, one asks for ever and gets nothing, one goes on where
+/// its load is complete, and one is unplugged.
 #[test]
 fn a_line_that_is_lost_is_named() {
-    let why = |script| over_a_line(script).unwrap_err();
-    assert!(why("sleep 30").contains("no loader has asked for a kernel within 1 s"));
-    let other = why("echo 'U-Boot 2025.01'; while :; do echo; sleep 0.1; done");
+    let first = Duration::from_secs(30);
+    let load = |mut line: Arriving, sender| super::converse(&mut line, sender, first, &mut |_, _| {});
+    let sender = || Sender::new(NONCE, &files(64, 1)).unwrap();
+    let why = |line| format!("{:#}", load(line, sender()).unwrap_err());
+    assert!(why(Arriving::new(empty(), End::Silent)).contains("no loader has asked for a kernel within 30 s"));
+    let other = why(Arriving::new(at_once(&["U-Boot 2025.01"]).chain(again(1, "")), End::Silent));
     assert!(other.contains("no loader has asked") && other.contains("the board printed:\n  U-Boot"), "{other}");
-    assert!(why("echo '@granule?'; sleep 30").contains("the line is lost: no answer for 2 s, after 0 of"));
-    assert!(why("while :; do echo '@granule?'; sleep 0.1; done").contains("the line is lost"));
-    assert!(why("echo '@granule?'; echo bye; sleep 0.1").contains("the line was closed; the board printed:\n  bye"));
+    let lost = "the line is lost: no answer for 60 s, after 0 of";
+    assert!(why(Arriving::new(at_once(&[ASK]), End::Silent)).contains(lost));
+    assert!(why(Arriving::new(again(2, ASK), End::Silent)).contains(lost));
+    let unplugged = why(Arriving::new(at_once(&[ASK, "bye"]), End::Unplugged));
+    assert!(unplugged.contains("the line was closed; the board printed:\n  bye"), "{unplugged}");
+    // The loader has all, and asks for the start again and again.
+    let (whole, _) = asks_for_the_start();
+    let last = frame(whole.sequence - 1, Event::Ready);
+    let why = load(Arriving::new(at_once(&[&last]).chain(again(2, &last)), End::Silent), whole).unwrap_err();
+    assert!(format!("{why:#}").contains("the line is lost"), "{why:#}");
 }
 
 /// The loader's last answer is lost: it asks no more, and the kernel prints.
 #[test]
 fn a_kernel_whose_start_is_not_confirmed_is_entered_all_the_same() {
     let (sender, _) = asks_for_the_start();
-    let ready = (0..sender.sequence).map(|sequence| frame(sequence, Event::Ready));
-    let answers: String = ready.map(|line| format!("echo '{line}';")).collect();
-    let mut guest = Guest::start(&Qemu::stand_in("sh", &["-c", &format!("{answers} echo boots; sleep 30")])).unwrap();
+    let ready: Vec<String> = (0..sender.sequence).map(|sequence| frame(sequence, Event::Ready)).collect();
+    let lines: Vec<&str> = ready.iter().map(String::as_str).chain(["boots"]).collect();
+    let mut line = Arriving::new(at_once(&lines), End::Silent);
     let sender = Sender::new(NONCE, &files(64, 1)).unwrap();
-    let entered = super::converse(&mut guest, sender, SILENCE, &mut |_, _| {}).unwrap();
+    let entered = super::converse(&mut line, sender, SILENCE, &mut |_, _| {}).unwrap();
     assert_eq!(entered, Entered { level: None, output: "boots".into() });
 }
