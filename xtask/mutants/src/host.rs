@@ -35,7 +35,7 @@ use super::table::{OTHERS, area_of};
 use super::tree::Tree;
 
 /// A build in which a process takes more hangs.
-const BUILD: Bounds = Bounds { seconds: Some(900), memory_kib: None };
+const BUILD: Bounds = Bounds { seconds: Some(900), memory_kib: None, resident_mib: None };
 /// Address space of a test, in KiB.
 const MEMORY_KIB: u64 = 4 << 20;
 /// The bound of a test with a mutant, in CPU time: its time without one this often, and so many seconds more.
@@ -76,7 +76,7 @@ impl Test {
 
 /// So many seconds, and a test's memory.
 fn within(seconds: u64) -> Bounds {
-    Bounds { seconds: Some(seconds), memory_kib: Some(MEMORY_KIB) }
+    Bounds { seconds: Some(seconds), memory_kib: Some(MEMORY_KIB), resident_mib: None }
 }
 
 /// How a test ended.
@@ -100,7 +100,7 @@ impl Ended {
             End::Exit(status) if !status.success() && lacked => format!("the memory limit in {name}"),
             End::Exit(status) if !status.success() => format!("a crash of {name} ({status})"),
             End::Work(seconds) | End::Still(seconds) => format!("the time limit of {seconds} s in {name}"),
-            End::Exit(_) | End::Unwanted => match host::verdict(Ok(end), &self.output) {
+            End::Exit(_) | End::Unwanted | End::Memory(..) => match host::verdict(Ok(end), &self.output) {
                 Status::Failed(why) => bail!("{name}: {why}"),
                 Status::Passed | Status::Skipped(_) => return Ok(None),
             },

@@ -15,7 +15,7 @@ use super::table::{OTHERS, area_of};
 use super::tree::Tree;
 
 /// A build or a machine that takes more CPU time hangs; each test on a machine has a limit of its own besides.
-const BOUNDS: Bounds = Bounds { seconds: Some(3600), memory_kib: None };
+const BOUNDS: Bounds = Bounds { seconds: Some(3600), memory_kib: None, resident_mib: None };
 const MACHINE: &str = "default";
 
 /// Arguments of `./x test` that choose tests which run together, in one boot as long as none crashes.

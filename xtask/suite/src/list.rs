@@ -19,7 +19,7 @@ use super::Options;
 use super::took::Took;
 
 /// Memory that jobs which run together may take, in MiB; one alone may take more.
-const MEMORY_MIB: u64 = 3 << 10;
+pub(super) const MEMORY_MIB: u64 = 3 << 10;
 
 type Entries = Arc<Mutex<Vec<Entry>>>;
 

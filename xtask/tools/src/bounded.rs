@@ -24,6 +24,8 @@ pub struct Bounds {
     pub seconds: Option<u64>,
     /// Address space in KiB.
     pub memory_kib: Option<u64>,
+    /// The most memory that one of its processes may have had at the end, in MiB: a success beyond it is none.
+    pub resident_mib: Option<u64>,
 }
 
 /// How a command ended.
@@ -37,6 +39,8 @@ pub enum End {
     Still(u64),
     /// It was killed, as it is no longer wanted.
     Unwanted,
+    /// By itself, but it had so much memory, in MiB, where its bound was the second.
+    Memory(u64, u64),
 }
 
 impl End {
@@ -51,6 +55,9 @@ impl End {
                 u64::from(STANDING_STILL) * seconds
             )),
             Self::Unwanted => Some("it is no longer wanted".into()),
+            Self::Memory(had, bound) => {
+                Some(format!("it took {had} MiB of memory, more than its bound of {bound} MiB"))
+            }
         }
     }
 }
@@ -121,7 +128,15 @@ impl Bounds {
         let work = ended.rusage.utime + ended.rusage.stime;
         usage::add(suite, begin, work, ended.rusage.maxrss);
         let bound = self.seconds.filter(|_| ended.status.signal() == Some(SIGXCPU));
-        Ok((killed.or(bound.map(End::Work)).unwrap_or(End::Exit(ended.status)), work))
+        let end = killed.or(bound.map(End::Work)).unwrap_or(End::Exit(ended.status));
+        Ok((self.with_memory(end, ended.rusage.maxrss), work))
+    }
+
+    /// The end of a command of which a process had `memory` bytes.
+    fn with_memory(self, end: End, memory: u64) -> End {
+        let had = memory.div_ceil(1 << 20);
+        let over = self.resident_mib.filter(|bound| had > *bound && end.failure().is_none());
+        over.map_or(end, |bound| End::Memory(had, bound))
     }
 }
 
@@ -144,7 +159,8 @@ mod tests {
     fn a_process_that_computes_for_ever_ends_by_its_cpu_time() {
         // On a busy host it may get so little of a CPU that it seems to stand still: with a larger bound less likely.
         let computes = |script: &str| {
-            let ends = [1, 2, 4, 8, 16].map(|seconds| (seconds, Bounds { seconds: Some(seconds), memory_kib: None }));
+            let ends =
+                [1, 2, 4, 8, 16].map(|seconds| (seconds, Bounds { seconds: Some(seconds), ..Bounds::default() }));
             let mut ends = ends.into_iter().map(|(seconds, bounds)| (seconds, run(bounds, script, || true)));
             ends.find(|(seconds, (end, ..))| *end != End::Still(*seconds)).expect("one that does not stand still")
         };
@@ -160,10 +176,24 @@ mod tests {
 
     #[test]
     fn a_process_that_stands_still_is_not_waited_for_for_ever() {
-        let (end, work, _) = run(Bounds { seconds: Some(1), memory_kib: None }, "exec sleep 1000", || true);
+        let (end, work, _) = run(Bounds { seconds: Some(1), ..Bounds::default() }, "exec sleep 1000", || true);
         assert_eq!(end, End::Still(1));
         assert!(work < Duration::from_secs(1));
         assert!(end.failure().is_some_and(|why| why.contains("for 10 s without")));
+    }
+
+    /// `dd` fills a buffer of that size: a child counts as the command does. What failed, failed for its own reason.
+    #[test]
+    fn a_command_that_had_more_memory_than_its_bound_is_no_success() {
+        let fills = "dd if=/dev/zero of=/dev/null bs=314572800 count=1 2>/dev/null; exit";
+        let bounds = |resident_mib| Bounds { resident_mib: Some(resident_mib), ..Bounds::default() };
+        let (end, ..) = run(bounds(250), fills, || true);
+        let End::Memory(had, 250) = end else { panic!("{end:?}") };
+        assert!((300..1000).contains(&had), "{had}");
+        assert_eq!(end.failure().unwrap(), format!("it took {had} MiB of memory, more than its bound of 250 MiB"));
+        assert_eq!(run(bounds(had + 200), fills, || true).0.failure(), None);
+        let (end, ..) = run(bounds(250), &format!("{fills} 3"), || true);
+        assert!(matches!(end, End::Exit(status) if status.code() == Some(3)), "{end:?}");
     }
 
     #[test]
@@ -178,7 +208,7 @@ mod tests {
         command.args(["-c", "ulimit -v; pwd; echo $ONE $2; echo error >&2", "0", "1", "a b"]);
         command.env("ONE", "1").current_dir("/");
         let mut lines = Vec::new();
-        let bounds = Bounds { seconds: None, memory_kib: Some(1 << 20) };
+        let bounds = Bounds { memory_kib: Some(1 << 20), ..Bounds::default() };
         let (end, _) = bounds.run("bounded", &command, true, || true, |line| lines.push(line.to_owned())).unwrap();
         assert_eq!(end.failure(), None);
         assert_eq!(lines, ["1048576", "/", "1 a b", "error"]);
