@@ -38,10 +38,15 @@ impl<G: Geometry> Invalidation<G> {
     /// Of the table that was linked for `start` and is no more, so that its frame may become another one. One page is
     /// enough (Arm ARM D8.17), whatever the table's entries are:
     ///
-    /// - Walk caches hold the table's descriptor once for all that it translates: a TLBI by any address in there takes it.
+    /// - Walk caches hold the table's descriptor once for all that it translates: a TLBI by any address in there takes it,
+    ///   if it is for all levels.
     /// - Without FEAT_nTLBPA walk caches may also hold each entry of the table by the physical address where it was read
-    ///   (R_BKKRB), and use it again when the frame is a table for other addresses. Each TLBI for the context of the
-    ///   entries takes all that is held in this way, whatever its address is (R_TJQVP), so this one does.
+    ///   (R_BKKRB), and use it again when the frame is a table for other addresses. "Any TLB maintenance instruction that
+    ///   applies to a PE with the context information that is relevant to the translation table entry" takes all that is
+    ///   held in this way (R_TJQVP): no address is among the context (R_NWYRD), so this one does for each of the 512
+    ///   entries, and ID_AA64MMFR1_EL1.nTLBPA need not be read. It comes once no link leads to the table and takes what walk
+    ///   caches hold of the link, so that none of the entries is read again. The model holds links by address alone: one
+    ///   that is left over when the table is freed stands for all of its entries.
     /// - TLBs may hold leaves of the table by their virtual addresses. They translate as the leaf in the place of the table
     ///   does, and go with the next change of that, which gives no level ([`Flush::without_level`]): with one, leaves of
     ///   another size would stay.
