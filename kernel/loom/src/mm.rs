@@ -49,6 +49,8 @@ mod table_lock;
 
 /// A stand-in for the areas of a space.
 mod area {
+    pub(super) struct Area;
+
     pub(super) mod tree {
         pub(in super::super) struct Areas;
     }

@@ -21,7 +21,7 @@ use super::cells::{EntryCell, TableCells};
 use super::entry::{EntryState, marker, state, uffd_wp_marker};
 use super::error::{FaultError, Refusal, SpaceError};
 use super::gather::Gather;
-use super::guard::{replace_by_guards, set_guards};
+use super::guard::{is_guard, replace_by_guards, set_guards};
 use super::parts::Divisible as _;
 use super::populate::CHUNK;
 use super::range::{USER_END, USER_START, clamped_range, pages};
@@ -353,11 +353,8 @@ impl Space {
     /// Whether the page at `page` is a guard. It may be one no more.
     pub fn has_guard(&self, page: VirtAddr) -> bool {
         let _areas = self.areas.read(page);
-        self.page_tables().cell(page).is_some_and(|(_, cell)| self.is_guard(cell))
-    }
-
-    fn is_guard(&self, cell: &EntryCell) -> bool {
-        matches!(state(self.mmu().load(cell)), EntryState::Marker(markers) if markers.contains(Markers::GUARD))
+        let Some((table, cell)) = self.page_tables().cell(page) else { return false };
+        is_guard(self.lock_table(table).entry(self.mmu(), cell).descriptor())
     }
 
     /// Makes the guards in the `bytes` bytes from `start` on pages again, empty ones (`MADV_GUARD_REMOVE`).
@@ -374,8 +371,8 @@ impl Space {
             // No block has guards.
             while let Some(found) = walk.next_cells(|_| Visited::Done) {
                 relax();
-                let _locked = self.lock_table(found.table);
-                let guards = found.cells.iter().filter(|cell| self.is_guard(cell));
+                let locked = self.lock_table(found.table);
+                let guards = found.cells.iter().filter(|cell| is_guard(locked.entry(mmu, cell).descriptor()));
                 guards.for_each(|cell| mmu.store(cell, Descriptor::EMPTY));
             }
             Ok(part.end())

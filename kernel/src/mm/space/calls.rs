@@ -607,7 +607,7 @@ impl Space {
             note_pages_of_object(area, part, present.get_mut(index(part.start())..).unwrap_or_default());
         }
         self.look_at_each(range, |seen| {
-            let is_present = match state(seen.entry) {
+            let is_present = match state(seen.descriptor()) {
                 EntryState::Page | EntryState::Inaccessible | EntryState::Migration => 1,
                 // The object has answered for these.
                 EntryState::Empty | EntryState::Stale | EntryState::Marker(_) | EntryState::Damaged => 0,

@@ -6,6 +6,7 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Descriptor;
 use granule_pgtable::{Mmu, PageTables};
 
+use super::area::Area;
 use super::area::tree::Areas;
 use super::error::FaultError;
 use super::look::LockedEntry;
@@ -39,10 +40,11 @@ impl Denied {
         locked.entry(mmu, cell).fillable().map(|_| Self(error))
     }
 
-    /// By something else, for `page`, which has no table and no block: while the areas are locked a table may be
-    /// linked, and none is unlinked.
+    /// By something else, for `page` of an area, which has no table and no block: while the areas are locked a table may
+    /// be linked, and none is unlinked.
     pub(super) fn where_no_table<M: Mmu>(
         tables: &PageTables<'_, M>,
+        _area: &Area,
         page: VirtAddr,
         error: FaultError,
     ) -> Option<Self> {

@@ -126,7 +126,7 @@ pub(super) fn serve(space: &Space, cpu: &Cpu, page: VirtAddr, access: Access) ->
     }
     let Some((table, cell)) = space.page_tables().cell(page) else {
         let served = space.first_page_of_table(cpu, area, page, access);
-        return served.unwrap_or_else(|error| space.without_table(page, error));
+        return served.unwrap_or_else(|error| space.without_table(area, page, error));
     };
     let entry = Glimpse::at(space.mmu(), cell);
     // A value for each use: the fields that inlined code uses stay in registers.
@@ -451,12 +451,11 @@ impl Space {
         ensured.map(|_| FaultOutcome::Served)
     }
 
-    /// The outcome of a first fault that has failed: served, where another CPU has linked a table or a block. The areas
-    /// are locked.
+    /// The outcome of a first fault in an area that has failed: served, where another CPU has linked a table or a block.
     #[cold]
-    fn without_table(&self, page: VirtAddr, error: FirstFault) -> FaultOutcome {
+    fn without_table(&self, area: &Area, page: VirtAddr, error: FirstFault) -> FaultOutcome {
         let denied = match error {
-            FirstFault::Failed(error) => Denied::where_no_table(&self.page_tables(), page, error),
+            FirstFault::Failed(error) => Denied::where_no_table(&self.page_tables(), area, page, error),
             FirstFault::Block => None,
         };
         denied.map_or(FaultOutcome::Served, FaultOutcome::Failed)

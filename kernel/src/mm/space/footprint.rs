@@ -33,7 +33,7 @@ impl Space {
     pub(super) fn own_pages(&self, area: &Area) -> usize {
         let mut pages = 0;
         self.look_at_each(area.range(), |seen| {
-            if seen.entry.is_present() && !seen.entry.is_special() {
+            if seen.descriptor().is_present() && !seen.descriptor().is_special() {
                 pages += seen.pages;
             }
         });

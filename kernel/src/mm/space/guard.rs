@@ -19,10 +19,14 @@ use granule_pgtable::Stores;
 use super::entry::{EntryState, state};
 use super::table_lock::TableGuard;
 
+/// Whether `entry`, of the last level, is a guard.
+pub(super) fn is_guard(entry: Descriptor) -> bool {
+    matches!(state(entry), EntryState::Marker(markers) if markers.contains(Markers::GUARD))
+}
+
 /// Makes a guard of `cell`, whose entry `old` has no page. One that is a guard stays, with the mark of a scan.
 fn set_guard<M: Stores>(mmu: &M, cell: &M::Cell, old: Descriptor) {
-    let is_guard = matches!(state(old), EntryState::Marker(markers) if markers.contains(Markers::GUARD));
-    if !is_guard {
+    if !is_guard(old) {
         mmu.store(cell, Descriptor::from(Markers::GUARD));
     }
 }

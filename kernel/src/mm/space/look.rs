@@ -12,8 +12,15 @@
 //!     unlock                                        lock the table: the page is there
 //! ```
 //! So a [`Glimpse`] decides only what is tried next: each attempt loads the entry again under the lock, and fails where
-//! another CPU was faster. An answer is formed of a [`LockedEntry`], which exists only while the lock is held: that a
-//! page is absent, or why a fault is [`Denied`](super::denied::Denied).
+//! another CPU was faster. An answer is formed of a [`LockedEntry`], which exists only while the lock is held:
+//!
+//! - why a fault is [`Denied`](super::denied::Denied), and why a pager is asked (`userfault/fault.rs`);
+//! - that a page is absent, or of a kind: [`Seen`](super::pagemap::Seen) (`pagemap`, `smaps`, `mincore`, footprints), the
+//!   categories of `PAGEMAP_SCAN`, the guard that a futex must not be in.
+//!
+//! Accesses of the kernel's (`uaccess`, `process_vm_readv`, futexes) answer by a fault of theirs. Entries of an object
+//! need no second look: each change of one is a single compare-exchange, so that none passes through another state
+//! (`shmem/pages.rs`).
 //!
 //! `kernel/loom` compiles this file, and lets looks of both kinds meet a [copy](replace_frame).
 
@@ -23,6 +30,7 @@ use granule_arch::descriptor::{Descriptor, Markers};
 use granule_pgtable::{Mmu, Stores};
 
 use super::table_lock::TableGuard;
+use crate::lab;
 use crate::sync::rank::Rank;
 
 /// An entry as it was at some moment. Its page may be there nevertheless: see the [module](self).
@@ -34,6 +42,13 @@ impl Glimpse {
     #[inline(always)]
     pub(super) fn at<M: Mmu>(mmu: &M, cell: &M::Cell) -> Self {
         Self(mmu.load(cell))
+    }
+
+    /// This look as an answer: [`ANSWER_AT_GLIMPSE`](crate::lab::ANSWER_AT_GLIMPSE) takes the second look away. `None`
+    /// without that switch.
+    #[inline(always)]
+    pub(super) fn believed(self) -> Option<LockedEntry<'static>> {
+        lab::is_on!(ANSWER_AT_GLIMPSE).then_some(LockedEntry { entry: self.0, locked: PhantomData })
     }
 
     /// Whether a page may have to be installed.
@@ -80,6 +95,12 @@ impl LockedEntry<'_> {
     #[inline(always)]
     pub(super) fn descriptor(self) -> Descriptor {
         self.entry
+    }
+
+    /// The entry in another form, such as that of a page for one of a block.
+    #[inline(always)]
+    pub(super) fn formed(self, form: impl FnOnce(Descriptor) -> Descriptor) -> Self {
+        Self { entry: form(self.entry), ..self }
     }
 
     /// How a page is mapped over it, if a page may be.

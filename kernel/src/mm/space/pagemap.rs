@@ -8,12 +8,13 @@ use core::sync::atomic::Ordering;
 
 use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Markers, MigrationAccess, NonPresent};
-use granule_pgtable::{CellsOrBlock, CellsWalk, Mmu, PageRange};
+use granule_pgtable::{CellsOrBlock, CellsWalk, PageRange};
 
 use super::address_space::Space;
 use super::area::tree::Areas;
 use super::block::{is_block, page_of, pages_of_block};
 use super::entry::{EntryState, rest_of_stale, state};
+use super::look::{Glimpse, LockedEntry};
 use super::range::USER_END;
 use super::shmem::OF_OBJECT;
 use crate::lab;
@@ -46,19 +47,24 @@ const AT_ONCE: usize = 64;
 
 /// An entry of a range, whose table is locked.
 #[derive(Clone, Copy)]
-pub(super) struct Seen {
+pub(super) struct Seen<'l> {
     /// The first page in the range that it translates, and how many there are.
     pub(super) at: VirtAddr,
     pub(super) pages: usize,
     /// The form that a page has, also where it is a block's.
-    pub(super) entry: Descriptor,
+    pub(super) entry: LockedEntry<'l>,
     pub(super) is_block: bool,
 }
 
-impl Seen {
+impl Seen<'_> {
+    /// The entry.
+    pub(super) fn descriptor(&self) -> Descriptor {
+        self.entry.descriptor()
+    }
+
     /// The frame of the first page, where that is there.
     pub(super) fn frame(&self) -> PhysAddr {
-        self.entry.address() + if self.is_block { self.at.0 % BLOCK_SIZE } else { 0 }
+        self.descriptor().address() + if self.is_block { self.at.0 % BLOCK_SIZE } else { 0 }
     }
 }
 
@@ -83,14 +89,14 @@ impl Space {
     fn show_part(&self, areas: &Areas, part: PageRange, shown: &mut [u64]) {
         self.look_at_each(part, |seen| {
             let places = shown.iter_mut().skip(((seen.at - part.start()) / PAGE) as usize).take(seen.pages);
-            let (first, step) = (self.shown(areas, seen), u64::from(seen.entry.is_present()));
+            let (first, step) = (self.shown(areas, seen), u64::from(seen.descriptor().is_present()));
             places.zip(0..).for_each(|(place, index)| *place = first + index * step);
         });
     }
 
     /// Calls `look` with each entry of `range`, in order, under the lock of its table, which is released now and then.
     #[inline(always)]
-    pub(super) fn look_at_each(&self, range: PageRange, mut look: impl FnMut(Seen)) {
+    pub(super) fn look_at_each(&self, range: PageRange, mut look: impl FnMut(Seen<'_>)) {
         let mut walk = self.page_tables().walk_cells(range);
         while self.look_at_next(&mut walk, range, &mut look) {}
     }
@@ -102,23 +108,26 @@ impl Space {
         &self,
         walk: &mut CellsWalk<'_, Machine>,
         range: PageRange,
-        mut look: impl FnMut(Seen),
+        mut look: impl FnMut(Seen<'_>),
     ) -> bool {
         match walk.next() {
             None => return false,
             Some(CellsOrBlock::Block(at)) => {
                 let visited = self.look_at_block(at, |seen| {
-                    let entry = seen.descriptor();
-                    let entry = if is_block(entry) { page_of(entry) } else { entry };
+                    let entry = seen.formed(|entry| if is_block(entry) { page_of(entry) } else { entry });
                     look(Seen { at, pages: pages_of_block(range, at), entry, is_block: true });
                 });
                 walk.go_on(at, visited);
             }
             Some(CellsOrBlock::Cells(found)) => {
                 for first in (0..found.cells.len()).step_by(AT_ONCE) {
-                    let _locked = (!lab::is_on!(ANSWER_AT_GLIMPSE)).then(|| self.lock_table(found.table));
+                    let locked = (!lab::is_on!(ANSWER_AT_GLIMPSE)).then(|| self.lock_table(found.table));
                     for (index, cell) in found.cells.iter().enumerate().skip(first).take(AT_ONCE) {
-                        let entry = self.mmu().load(cell);
+                        let entry = match &locked {
+                            Some(locked) => Some(locked.entry(self.mmu(), cell)),
+                            None => Glimpse::at(self.mmu(), cell).believed(),
+                        };
+                        let Some(entry) = entry else { continue };
                         look(Seen { at: found.address(index), pages: 1, entry, is_block: false });
                     }
                 }
@@ -130,17 +139,17 @@ impl Space {
 
     /// Whether the frame of a page that is there is an object's, and how many hold it. Of a block's, it is where `is_objects`
     /// says so of its area.
-    pub(super) fn holders(&self, seen: Seen, is_objects: impl FnOnce() -> bool) -> (bool, u32) {
+    pub(super) fn holders(&self, seen: Seen<'_>, is_objects: impl FnOnce() -> bool) -> (bool, u32) {
         if seen.is_block {
-            return (is_objects(), self.common.block(seen.entry.address()).holders());
+            return (is_objects(), self.common.block(seen.descriptor().address()).holders());
         }
-        let record = self.common.record(seen.entry.address());
+        let record = self.common.record(seen.descriptor().address());
         (record.flags.load(Ordering::Relaxed) & OF_OBJECT != 0, record.references())
     }
 
     /// The word of the first page of an entry.
-    fn shown(&self, areas: &Areas, seen: Seen) -> u64 {
-        let entry = seen.entry;
+    fn shown(&self, areas: &Areas, seen: Seen<'_>) -> u64 {
+        let entry = seen.descriptor();
         match state(entry) {
             EntryState::Page | EntryState::Inaccessible => {
                 let leaf = flags_of_leaf(entry) | seen.frame().frame_number() as u64;

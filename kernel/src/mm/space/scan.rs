@@ -10,7 +10,7 @@ use core::slice;
 
 use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Markers, NonPresent};
-use granule_pgtable::{CellsOrBlock, Mmu, PageRange};
+use granule_pgtable::{CellsOrBlock, PageRange};
 use thiserror::Error;
 
 use super::address_space::Space;
@@ -19,6 +19,7 @@ use super::block::{is_block, is_marker, page_of};
 use super::cells::TableCells;
 use super::entry::{EntryState, rest_of_stale, state};
 use super::gather::StaleRange;
+use super::look::LockedEntry;
 use super::range::pages;
 use super::userfault::protect::Marking;
 use crate::mm::OutOfMemory;
@@ -286,7 +287,7 @@ impl Space {
             }
         };
         for (index, cell) in found.cells.iter().enumerate() {
-            let categories = self.categories(area, mmu.load(cell));
+            let categories = self.categories(area, locked.entry(mmu, cell));
             let next = found.address(index + 1);
             if !scan.wants(categories) {
                 scan.next = next;
@@ -313,7 +314,8 @@ impl Space {
     fn scan_block(&self, area: &Area, rest: PageRange, scan: &mut Scan) {
         let Some(found) = self.block_at(scan.next) else { return };
         let locked = self.lock_table(found.table);
-        let entry = self.mmu().load(found.cell);
+        let seen = locked.entry(self.mmu(), found.cell);
+        let entry = seen.descriptor();
         let is_block = is_block(entry);
         if !is_block && !is_marker(entry) {
             // A table by now, or nothing: it is looked at again.
@@ -324,7 +326,8 @@ impl Space {
             (true, None) => OF_BLOCK,
             (false, _) => 0,
         };
-        let categories = of_block | self.categories(area, if is_block { page_of(entry) } else { entry });
+        let categories =
+            of_block | self.categories(area, seen.formed(|entry| if is_block { page_of(entry) } else { entry }));
         let end = (found.start + BLOCK_SIZE).min(rest.end());
         if !scan.wants(categories) {
             scan.next = end;
@@ -349,9 +352,10 @@ impl Space {
         }
     }
 
-    /// The categories of a page with this entry, of the form that a page has. The table's lock is held.
+    /// The categories of a page with this entry, of the form that a page has.
     #[inline(always)]
-    fn categories(&self, area: &Area, entry: Descriptor) -> u64 {
+    fn categories(&self, area: &Area, seen: LockedEntry<'_>) -> u64 {
+        let entry = seen.descriptor();
         let written = if entry.is_uffd_wp_in_any_form() { 0 } else { WRITTEN };
         let found = match state(entry) {
             EntryState::Page | EntryState::Inaccessible if entry.is_special() => PRESENT | ZEROS,

@@ -192,10 +192,10 @@ impl Space {
 
     /// Adds the pages of an entry of `area`.
     #[inline(always)]
-    fn add_entry(&self, area: &Area, seen: Seen, sum: &mut Resident) {
+    fn add_entry(&self, area: &Area, seen: Seen<'_>, sum: &mut Resident) {
         // A page that is migrated is there, as on Linux.
-        let seen = Seen { entry: before_migration(seen.entry), ..seen };
-        let entry = seen.entry;
+        let seen = Seen { entry: seen.entry.formed(before_migration), ..seen };
+        let entry = seen.descriptor();
         match state(entry) {
             EntryState::Page | EntryState::Inaccessible if !entry.is_special() => {
                 let (is_of_object, holders) = self.holders(seen, || area.object().is_some());
