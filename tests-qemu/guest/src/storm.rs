@@ -5,6 +5,9 @@
 //! all the time; devices copy from a process's pages to others of its pages; and frames that are free are taken for a
 //! while, full of canaries, to see that no device reaches what it has lost. QEMU's edu translates and copies in one
 //! step.
+//!
+//! It ends once there was [`ENOUGH`] of each and the processes have made their rounds: they get SIGTERM, and then end by
+//! themselves. A transfer of a device waits for 5 s at most, also where its process has ended.
 
 #![allow(unsafe_code, reason = "canaries in frames of the test's own, by the linear map")]
 
