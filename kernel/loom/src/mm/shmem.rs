@@ -15,7 +15,7 @@ use crate::{Cpu, Machine, Watched};
 #[path = "../../../src/mm/space/shmem/pages.rs"]
 mod pages;
 
-use pages::{Found, FoundBlock};
+use pages::{Arrival, Found, FoundBlock};
 
 /// The page of the object in the machine's tables, and the page of the space, which another table translates.
 const OF_OBJECT: VirtAddr = VirtAddr(0);
@@ -24,6 +24,9 @@ const OF_SPACE: VirtAddr = VirtAddr(4 << 12);
 const FRAME: PhysAddr = PhysAddr(0x4000_0000);
 /// The frame that the page moves to.
 const MOVED: PhysAddr = PhysAddr(0x4000_1000);
+
+/// In the entry of a page that a pager has filled and protected.
+const PROTECTED: u64 = 1 << 57;
 
 /// The entry of a page, whose table is linked if it is missing.
 fn ensure<'c>(cpu: &'c Cpu<'_>, at: VirtAddr) -> &'c AtomicU64 {
@@ -181,6 +184,37 @@ impl SharedPage {
         let cpu = self.machine.cpu(number);
         pages::use_spare(&cpu, ensure(&cpu, OF_OBJECT));
         self.fault(number);
+    }
+
+    /// A pager fills the hole and maps the page, protected; the table of the space is linked. Where it `is_found_early`,
+    /// other faults map the page as soon as the object has it.
+    ///
+    /// # Panics
+    /// The page is no hole.
+    pub fn fill_protected(&self, number: usize, is_found_early: bool) {
+        let cpu = self.machine.cpu(number);
+        self.record.hand_out();
+        self.contents.write(1);
+        let cell = ensure(&cpu, OF_OBJECT);
+        let arrival = if is_found_early { Arrival::Added } else { Arrival::Mapped };
+        assert!(pages::add_filled(&cpu, cell, FRAME, arrival), "the page is a hole");
+        {
+            let _locked = lock(&self.table);
+            let mapped = ensure(&cpu, OF_SPACE);
+            if cpu.load(mapped) == Descriptor::EMPTY {
+                self.record.share();
+                cpu.store(mapped, Descriptor(FRAME.0 | PROTECTED | 1));
+            }
+        }
+        if !is_found_early {
+            pages::end_migration(&cpu, cell, FRAME);
+        }
+    }
+
+    /// Whether the page is mapped, and protected.
+    pub fn is_protected(&self) -> bool {
+        let cpu = self.machine.cpu(0);
+        cpu.load(ensure(&cpu, OF_SPACE)).0 & PROTECTED != 0
     }
 
     /// Whether the object has a frame beyond its end that was stored to.

@@ -139,3 +139,30 @@ fn a_frame_behind_the_end_is_all_zeros() {
 fn a_size_that_is_looked_at_without_a_fence_is_caught() {
     assert_caught("objects: old bytes", || a_store_to_a_hole_meets_a_truncation(Omitted::Fences));
 }
+
+/// A page that a pager fills, protected, meets a fault at it.
+fn a_fault_meets_a_page_that_comes(is_found_early: bool) {
+    threads(move || {
+        let page = Arc::new(page(true));
+        page.punch();
+        let faulting = Arc::clone(&page);
+        let faulting = loom::thread::spawn(move || {
+            while faulting.fault(1) {
+                loom::thread::yield_now();
+            }
+        });
+        page.fill_protected(0, is_found_early);
+        faulting.join().unwrap();
+        assert!(page.is_protected(), "objects: the page is mapped without its protection");
+    });
+}
+
+#[test]
+fn a_page_that_comes_protected_is_so_for_every_fault() {
+    a_fault_meets_a_page_that_comes(false);
+}
+
+#[test]
+fn a_page_that_is_found_before_it_is_mapped_is_caught() {
+    assert_caught("objects: the page is mapped without its protection", || a_fault_meets_a_page_that_comes(true));
+}

@@ -145,7 +145,9 @@ impl Device {
                 return format!("{:?}", world.bytes_of(kept, (access == Access::Write).then_some(0xd0)));
             }
             if let Err(error) = world.fault(space, cpu, page, access) {
-                return format!("{error:?}");
+                // Of a space that ends, whose areas go before its devices.
+                let has_ended = world.main.lock().unwrap().is_none();
+                return if has_ended { said(SubscribeError::Released) } else { said(error) };
             }
         }
         panic!("a device's {access:?} faults for ever");
