@@ -182,7 +182,7 @@ mod tests {
         assert!(end.failure().is_some_and(|why| why.contains("for 10 s without")));
     }
 
-    /// `dd` fills a buffer of that size: a child counts as the command does. What failed, failed for its own reason.
+    /// `dd` fills a buffer of that size: a child counts as the command does. Another failure has a reason of its own.
     #[test]
     fn a_command_that_had_more_memory_than_its_bound_is_no_success() {
         let fills = "dd if=/dev/zero of=/dev/null bs=314572800 count=1 2>/dev/null; exit";

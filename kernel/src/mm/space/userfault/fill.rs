@@ -121,7 +121,7 @@ impl Userfaultfd {
             Content::Poison => Filling::Poison,
         };
         let filled = {
-            // What finds the page of an object before it is mapped, protected, waits for this.
+            // A fault that finds the page of an object before it is mapped, protected, waits for this.
             let _one = (is_shared && content.is_protected()).then(|| space.common.migrations.begin());
             let areas = space.areas.read(rest.start());
             match self.check_area(&areas, rest, content) {
