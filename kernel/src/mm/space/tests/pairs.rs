@@ -41,7 +41,7 @@ use crate::mm::space::{
 use crate::platform::features::branch;
 use crate::sched;
 use crate::smp::this_cpu;
-use calls::{Answer, CALLS, Call, said, shown};
+use calls::{Answer, CALLS, Call, ENDED, said, shown};
 use kinds::{KINDS, Kind, Of};
 use turns::{BreaksIn, Grain, Second, When, meet};
 
@@ -139,7 +139,7 @@ impl Device {
             }
             self.walk(space, page);
             let Some(kept) = self.kept.lock().unwrap().as_ref().map(|kept| kept.get(&page.0).copied()) else {
-                return said(SubscribeError::Released);
+                return ENDED.into();
             };
             if let Some(kept) = kept.filter(|&kept| permits(kept, access)) {
                 return format!("{:?}", world.bytes_of(kept, (access == Access::Write).then_some(0xd0)));
@@ -147,7 +147,7 @@ impl Device {
             if let Err(error) = world.fault(space, cpu, page, access) {
                 // Of a space that ends, whose areas go before its devices.
                 let has_ended = world.main.lock().unwrap().is_none();
-                return if has_ended { said(SubscribeError::Released) } else { said(error) };
+                return if has_ended { ENDED.into() } else { said(error) };
             }
         }
         panic!("a device's {access:?} faults for ever");

@@ -16,6 +16,9 @@ use crate::uaccess;
 /// The answer of a call, in words.
 pub(super) type Answer = String;
 
+/// The answer of each call about a space that has ended.
+pub(super) const ENDED: &str = "ended";
+
 /// A call of `cpu` about the page at an address, of a space that has not ended.
 type Run = fn(&World, &Space, &Cpu, VirtAddr) -> Answer;
 
@@ -69,7 +72,7 @@ impl Call {
                 Some("done".into())
             }
         };
-        answer.unwrap_or_else(|| "ended".into())
+        answer.unwrap_or_else(|| ENDED.into())
     }
 }
 
@@ -338,6 +341,7 @@ pub(super) const CALLS: &[Call] = &[
         drop(SpaceUser::new(space));
     }),
     call("bind", |w, space, cpu, at| match Device::join(&w.handle, Notified::WithTlbs) {
+        Err(SubscribeError::Released) => ENDED.into(),
         Err(error) => said(error),
         Ok(device) => {
             let answer = device.access(w, space, cpu, at, Access::Read);
