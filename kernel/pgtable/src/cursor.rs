@@ -118,7 +118,7 @@ impl<'t, M: Mmu> Cursor<'t, M> {
     /// The entry where the walk ends above that, and its level.
     #[inline(always)]
     pub(crate) fn down_to(mut self, level: u8, address: VirtAddr, marks: Marks) -> Result<Self, (Descriptor, u8)> {
-        let root = Self { ..self };
+        let root = self.table;
         let mut at = M::Geometry::FIRST_LEVEL;
         let mut end = Ok(());
         while at != level {
@@ -129,9 +129,10 @@ impl<'t, M: Mmu> Cursor<'t, M> {
             at += 1;
         }
         if marks == Marks::Clear && self.is_marked() {
-            return root.down_and_clear(level, address);
+            self = Self { table: root, inherited: 0, ..self }.down_and_clear(level, address)?;
+        } else {
+            end?;
         }
-        end?;
         self.table = Table::new(self.table.address(), level);
         Ok(self)
     }

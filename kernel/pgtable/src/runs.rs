@@ -33,9 +33,19 @@ pub(crate) struct Run<'a, M: Mmu> {
     pub(crate) from: VirtAddr,
     /// Bytes of the range from `from` on: to its end, also where that is beyond this table.
     pub(crate) left: u64,
+    /// Those of them that the run's entries translate.
+    bytes: u64,
     /// The bits that any table descriptor on the way has: PXNTable and UXNTable hold for all below.
     pub(crate) inherited: u64,
 }
+
+impl<M: Mmu> Clone for Run<'_, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<M: Mmu> Copy for Run<'_, M> {}
 
 impl<'a, M: Mmu> Run<'a, M> {
     /// The cells of the run.
@@ -48,6 +58,14 @@ impl<'a, M: Mmu> Run<'a, M> {
     #[inline(always)]
     pub(crate) fn entry(&self, index: usize) -> &'a M::Cell {
         &self.table[index]
+    }
+
+    /// The first `count` of its entries.
+    #[inline(always)]
+    fn first_entries(self, count: usize) -> Self {
+        let before = self.from.0 - self.start.0;
+        let bytes = ((count as u64) << M::Geometry::shift(self.level)).saturating_sub(before).min(self.left);
+        Self { count, bytes, ..self }
     }
 
     /// The first address that entry `index` (from the start of the run) translates.
@@ -73,6 +91,11 @@ impl<'t, M: Mmu> Runs<'t, M> {
     /// them, but for the first. Nothing is passed.
     #[inline(always)]
     pub(crate) fn entries(&self) -> Option<Run<'t, M>> {
+        self.run(Extent::Table)
+    }
+
+    #[inline(always)]
+    fn run(&self, extent: Extent) -> Option<Run<'t, M>> {
         if self.left == 0 {
             return None;
         }
@@ -80,8 +103,8 @@ impl<'t, M: Mmu> Runs<'t, M> {
             match Cursor::at_root(&self.tables).down_to(LAST_LEVEL, self.from, self.marks) {
                 Ok(place) => return Some(page_run(&place, self.from, self.left)),
                 Err(_) => {
-                    if let Some(run) = self.upper_run() {
-                        return Some(run);
+                    if let Some((place, count)) = end_of_walk(self.tables, self.from, self.left, self.marks, extent) {
+                        return Some(upper_run(&place, count, self.from, self.left));
                     }
                 }
             }
@@ -91,36 +114,13 @@ impl<'t, M: Mmu> Runs<'t, M> {
     /// Continues after the first `entries` of `run`.
     #[inline(always)]
     pub(crate) fn pass(&mut self, run: &Run<'t, M>, entries: usize) {
-        let before = run.from.0 - run.start.0;
-        let done = ((entries as u64) << M::Geometry::shift(run.level)).saturating_sub(before).min(run.left);
-        (self.from, self.left) = (VirtAddr(run.from.0.wrapping_add(done)), run.left - done);
+        let Run { from, left, bytes, .. } = run.first_entries(entries);
+        (self.from, self.left) = (VirtAddr(from.0.wrapping_add(bytes)), left - bytes);
     }
 
     /// Continues with `run`, as its entries are then.
     pub(crate) fn again(&mut self, run: &Run<'t, M>) {
-        self.pass(run, 0);
-    }
-
-    /// The entries of the table where the walk ends above the last level; `None` where it goes on by now.
-    #[cold]
-    #[inline(never)]
-    fn upper_run(&self) -> Option<Run<'t, M>> {
-        let (mmu, from, left) = (self.tables.mmu(), self.from, self.left);
-        let (place, _) = Cursor::at_root(&self.tables).end_of_walk(from, self.marks);
-        let (level, table) = (place.level(), place.cells());
-        let (shift, first) = (M::Geometry::shift(level), M::Geometry::index(from, level));
-        let start = from.align_down(1 << shift);
-        // How many entries the range touches: rounded up in halves, because the whole upper half's end does not fit.
-        let touched = (((from.0 - start.0 + (left - 1)) >> shift) as usize).saturating_add(1);
-        let count = touched.min(table.len() - first);
-        let cells = &table[first..first + count];
-        if self.marks == Marks::Clear {
-            clear_all(mmu, cells, level, start);
-        }
-        if level != LAST_LEVEL && mmu.load(&table[first]).is_table() {
-            return None;
-        }
-        Some(Run { table, first, count, level, start, from, left, inherited: place.inherited })
+        (self.from, self.left) = (run.from, run.left);
     }
 }
 
@@ -129,16 +129,51 @@ impl<'t, M: Mmu> Iterator for Runs<'t, M> {
 
     #[inline(always)]
     fn next(&mut self) -> Option<Run<'t, M>> {
-        let run = self.entries()?;
-        let mut count = run.count;
-        if run.level != LAST_LEVEL {
-            let is_table = |cell| self.tables.mmu().load(cell).is_table();
-            // The first one was read and is none; were it linked concurrently, its owner would not be the caller.
-            count = run.cells().iter().skip(1).position(is_table).map_or(count, |position| 1 + position);
-        }
-        self.pass(&run, count);
-        Some(Run { count, ..run })
+        let run = self.run(Extent::Leaves)?;
+        (self.from, self.left) = (VirtAddr(run.from.0.wrapping_add(run.bytes)), run.left - run.bytes);
+        Some(run)
     }
+}
+
+/// Where a run of an upper table ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    /// Before the next table descriptor.
+    Leaves,
+    /// With the table that it is in, or the range.
+    Table,
+}
+
+/// The table where the walk for `from` ends above the last level, and how many of its entries from there on the `left` bytes
+/// touch, up to the `extent`; `None` where the walk goes on by now. All is passed by value, and what is returned is no
+/// [`Run`], so that neither the runs nor one of them lie in memory.
+#[cold]
+#[inline(never)]
+fn end_of_walk<'t, M: Mmu>(
+    tables: PageTables<'t, M>,
+    from: VirtAddr,
+    left: u64,
+    marks: Marks,
+    extent: Extent,
+) -> Option<(Cursor<'t, M>, usize)> {
+    let mmu = tables.mmu();
+    let (place, _) = Cursor::at_root(&tables).end_of_walk(from, marks);
+    let (level, table) = (place.level(), place.cells());
+    let (shift, first) = (M::Geometry::shift(level), M::Geometry::index(from, level));
+    let start = from.align_down(1 << shift);
+    // How many entries the range touches: rounded up in halves, because the whole upper half's end does not fit.
+    let touched = (((from.0 - start.0 + (left - 1)) >> shift) as usize).saturating_add(1);
+    let cells = &table[first..first + touched.min(table.len() - first)];
+    if marks == Marks::Clear {
+        clear_all(mmu, cells, level, start);
+    }
+    if level != LAST_LEVEL && mmu.load(&table[first]).is_table() {
+        return None;
+    }
+    let is_table = |cell| level != LAST_LEVEL && mmu.load(cell).is_table();
+    let next_table = if extent == Extent::Leaves { cells.iter().skip(1).position(is_table) } else { None };
+    // The first one was read and is none; were it linked concurrently, its owner would not be the caller.
+    Some((place, next_table.map_or(cells.len(), |position| 1 + position)))
 }
 
 /// All of a range, where its leaves lie in one table: of one of two levels, so that the level is a constant in what is
@@ -190,22 +225,34 @@ impl<'t, M: Mmu> PageTables<'t, M> {
             return None;
         }
         let (left, inherited) = (size, place.inherited);
-        Some(SoleRun::Blocks(Run { table, first, count, level: ABOVE, start, from, left, inherited }))
+        Some(SoleRun::Blocks(Run { table, first, count, level: ABOVE, start, from, left, bytes: size, inherited }))
     }
+}
+
+/// The first `count` entries for `from` and after it of the table where the walk ends.
+#[inline(always)]
+fn upper_run<'t, M: Mmu>(place: &Cursor<'t, M>, count: usize, from: VirtAddr, left: u64) -> Run<'t, M> {
+    let level = place.level();
+    let first = M::Geometry::index(from, level);
+    let start = from.align_down(M::Geometry::entry_size(level));
+    let (table, inherited) = (place.cells(), place.inherited);
+    Run { table, first, count, level, start, from, left, bytes: left, inherited }.first_entries(count)
 }
 
 /// The entries of a last-level table from the one for `from` on.
 #[inline(always)]
 fn page_run<'t, M: Mmu>(place: &Cursor<'t, M>, from: VirtAddr, left: u64) -> Run<'t, M> {
     let first = M::Geometry::index(from, LAST_LEVEL);
+    let count = ((left >> M::Geometry::PAGE_SHIFT) as usize).min(M::Geometry::entries(LAST_LEVEL) - first);
     Run {
         table: place.cells(),
         first,
-        count: ((left >> M::Geometry::PAGE_SHIFT) as usize).min(M::Geometry::entries(LAST_LEVEL) - first),
+        count,
         level: LAST_LEVEL,
         start: from,
         from,
         left,
+        bytes: (count as u64) << M::Geometry::PAGE_SHIFT,
         inherited: place.inherited,
     }
 }

@@ -49,7 +49,11 @@ impl<'t, M: Stores> PageTables<'t, M> {
     ) -> Result<Flush<M::Geometry>, Error> {
         match self.look(range, &change, &mut splitter) {
             Some(ready) => Ok(ready.commit(lazy)),
-            None => Ok(self.check(range, change, &mut splitter)?.commit(lazy)),
+            // By reference: it has nine words, and is not moved.
+            None => match &self.check(range, &change, &mut splitter) {
+                Ok(checked) => Ok(checked.make(lazy)),
+                Err(error) => Err(*error),
+            },
         }
     }
 
@@ -59,16 +63,16 @@ impl<'t, M: Stores> PageTables<'t, M> {
     /// # Errors
     /// As [`Self::update`].
     #[inline(never)]
-    pub fn check<S: Splitter<M>>(
+    pub fn check<'c, S: Splitter<M>>(
         &self,
         range: PageRange<M::Geometry>,
-        change: Change,
+        change: &'c Change,
         splitter: &mut S,
-    ) -> Result<Checked<'t, M>, Error> {
+    ) -> Result<Checked<'t, 'c, M>, Error> {
         let look = || {
-            let (found, cut) = survey::<M, S>(self, range, &change)?;
+            let (found, cut) = survey::<M, S>(self, range, change)?;
             // A leaf that may be split, and that the range cuts, is no error where nothing changes.
-            cut.filter(|_| !is_unchanged(self, range, &change, found)).map_or(Ok(found), Err)
+            cut.filter(|_| !is_unchanged(self, range, change, found)).map_or(Ok(found), Err)
         };
         let found = match look() {
             Err(cut @ Error::Straddles { .. }) if S::LIVE_SPLITS => {
@@ -100,7 +104,7 @@ impl<'t, M: Stores> PageTables<'t, M> {
         read_only: impl FnOnce(Change, &mut S) -> Result<(), Error>,
     ) -> Result<(), Error> {
         // Both steps are checked before the first.
-        let _ = self.check(range, Change::READ_ONLY_EXECUTABLE.require_bits(marks), splitter)?;
+        let _ = self.check(range, &Change::READ_ONLY_EXECUTABLE.require_bits(marks), splitter)?;
         read_only(Change::READ_ONLY.require_bits(marks), splitter)?;
         let flush = self.update(lazy, range, Change::EXECUTABLE.require_bits(marks), splitter)?;
         lazy.invalidate(tlb, [flush]);
@@ -110,18 +114,24 @@ impl<'t, M: Stores> PageTables<'t, M> {
 
 /// A change that may be made, of any range.
 #[must_use = "nothing has changed yet"]
-pub struct Checked<'t, M: Stores> {
+pub struct Checked<'t, 'c, M: Stores> {
     tables: PageTables<'t, M>,
     range: PageRange<M::Geometry>,
-    change: Change,
+    change: &'c Change,
     found: Survey,
     live_splits: bool,
 }
 
-impl<M: Stores> Checked<'_, M> {
+impl<M: Stores> Checked<'_, '_, M> {
     /// The second half of [`PageTables::update`]. The owner of the range has changed nothing since the first.
     #[inline(always)]
     pub fn commit(self, lazy: &Lazy<'_, M>) -> Flush<M::Geometry> {
+        self.make(lazy)
+    }
+
+    /// [`Self::commit`] in place; the caller does not make the change again.
+    #[inline(always)]
+    fn make(&self, lazy: &Lazy<'_, M>) -> Flush<M::Geometry> {
         // By value, and what is pending is returned by value: so no section lies in memory for this.
         let (flush, pending) = self.apply();
         lazy.add(pending);
@@ -130,15 +140,15 @@ impl<M: Stores> Checked<'_, M> {
 
     /// The second pass.
     #[inline(never)]
-    fn apply(self) -> (Flush<M::Geometry>, Pending) {
-        let Self { tables, range, change, found, live_splits } = self;
+    fn apply(&self) -> (Flush<M::Geometry>, Pending) {
+        let &Self { tables, range, change, found, live_splits } = self;
         let lazy = Lazy::new(tables.mmu());
         if change.may_make_code_of(found.all) {
-            code::make_visible(&tables, range, &change);
+            code::make_visible(&tables, range, change);
         }
-        let flush = match Uniform::of(found, &change) {
-            Uniform::Not => update_each(&tables, &lazy, range, &change),
-            Uniform::Unchanged => unchanged(range, &change),
+        let flush = match Uniform::of(found, change) {
+            Uniform::Not => update_each(&tables, &lazy, range, change),
+            Uniform::Unchanged => unchanged(range, change),
             Uniform::Flip { from, to } => {
                 let mut levels = Levels::NONE;
                 for run in tables.runs(range, Marks::Keep) {
@@ -155,6 +165,8 @@ impl<M: Stores> Checked<'_, M> {
 
 /// The common part of the entries, where the change may be made; and the error of the first leaf that may be split and that
 /// the range cuts. Out of line: its frame is gone when [`is_unchanged`] looks.
+///
+/// What is seldom called has the run by value, so that the run itself is in registers.
 #[inline(never)]
 fn survey<M: Stores, S: Splitter<M>>(
     tables: &PageTables<'_, M>,
@@ -169,8 +181,8 @@ fn survey<M: Stores, S: Splitter<M>>(
         // Where not all are fine they are looked at one by one: at upper levels a table as well, which a neighbour may
         // have linked where this walk read a hole.
         if !may_change::<M::Geometry>(change, run.level, survey, 0) {
-            let refused = each(mmu, &run, change);
-            if S::LIVE_SPLITS && has_table(mmu, &run) {
+            let refused = each(mmu, run, change);
+            if S::LIVE_SPLITS && has_table(mmu, run) {
                 // Split while this walk was looking, before each entry was read or after that: what is there now is
                 // below.
                 runs.again(&run);
@@ -183,7 +195,7 @@ fn survey<M: Stores, S: Splitter<M>>(
         if S::LIVE_SPLITS {
             if run.level != LAST_LEVEL || (survey.any | beyond(mmu, &run)) & bits::CONTIGUOUS != 0 {
                 // All other checks come first: nothing is split for a change that is refused.
-                cut = cut.or(whole_groups(mmu, range, &run).err());
+                cut = cut.or(whole_groups(mmu, range, run).err());
             }
         } else if run.level != LAST_LEVEL || survey.any & bits::CONTIGUOUS != 0 {
             for index in [0, run.count - 1] {
@@ -251,7 +263,7 @@ fn update_each<M: Stores>(
 /// Checks that the first and the last of the entries belong to the range with all that hangs together with them: a
 /// block, a contiguous group, or what is left of one that is being split.
 #[cold]
-fn whole_groups<M: Mmu>(mmu: &M, range: PageRange<M::Geometry>, run: &Run<'_, M>) -> Result<(), Error> {
+fn whole_groups<M: Mmu>(mmu: &M, range: PageRange<M::Geometry>, run: Run<'_, M>) -> Result<(), Error> {
     let entries = M::Geometry::group_entries(run.level);
     let owned = run.first..run.first + run.count;
     for index in [0, run.count - 1] {
@@ -274,13 +286,13 @@ fn whole_groups<M: Mmu>(mmu: &M, range: PageRange<M::Geometry>, run: &Run<'_, M>
 
 /// Whether one of the entries is a table, though each was read as something else before.
 #[cold]
-fn has_table<M: Mmu>(mmu: &M, run: &Run<'_, M>) -> bool {
+fn has_table<M: Mmu>(mmu: &M, run: Run<'_, M>) -> bool {
     run.level != LAST_LEVEL && run.cells().iter().any(|cell| mmu.load(cell).is_table())
 }
 
 /// The first entry that must not be changed, as an error; none if all are fine, present-invalid ones among them.
 #[cold]
-fn each<M: Mmu>(mmu: &M, run: &Run<'_, M>, change: &Change) -> Result<(), Error> {
+fn each<M: Mmu>(mmu: &M, run: Run<'_, M>, change: &Change) -> Result<(), Error> {
     let required = change.required();
     for (index, cell) in run.cells().iter().enumerate() {
         let old = mmu.load(cell);

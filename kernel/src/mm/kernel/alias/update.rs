@@ -89,17 +89,17 @@ fn update_in_steps<W: Writability, M: Stores, A: Alias<M>>(
     change: Change,
     alias: &mut A,
 ) -> Result<(), Error> {
-    let checked = tables.check(range, change, alias)?;
+    let checked = tables.check(range, &change, alias)?;
     update_runs::<W, M, A>(tables, tlb, range, Permitted::Checked(checked), alias)
 }
 
 /// A change of the range that may be made.
-enum Permitted<'t, M: Stores> {
+enum Permitted<'t, 'c, M: Stores> {
     Looked(Ready<'t, M>),
-    Checked(Checked<'t, M>),
+    Checked(Checked<'t, 'c, M>),
 }
 
-impl<M: Stores> Permitted<'_, M> {
+impl<M: Stores> Permitted<'_, '_, M> {
     fn commit(self, lazy: &Lazy<'_, M>) -> Flush<M::Geometry> {
         match self {
             Self::Looked(ready) => ready.commit(lazy),
@@ -114,7 +114,7 @@ fn update_runs<'t, W: Writability, M: Stores, A: Alias<M>>(
     tables: PageTables<'t, M>,
     tlb: &impl Tlb<M>,
     range: PageRange<M::Geometry>,
-    permitted: Permitted<'t, M>,
+    permitted: Permitted<'t, '_, M>,
     alias: &mut A,
 ) -> Result<(), Error> {
     let lazy = &Lazy::new(tables.mmu());
