@@ -141,9 +141,9 @@ pub struct AreaTree {
     end: VirtAddr,
     /// No area fits below here: the search starts at this address.
     hint: VirtAddr,
-    /// No area of each [`Shape`] fits below its address: those that were taken last. Of stacks, which leave gaps that are
-    /// too small for others, there are many.
-    aligned: [(Shape, VirtAddr); SHAPES],
+    /// No area of each [`Shape`] fits below the gap that its address is in: those that were found last, but for areas at
+    /// the hint. The gaps below are too small: those of stacks, which are many, and those between areas of devices.
+    noted: [(Shape, VirtAddr); SHAPES],
     /// Where the next shape goes.
     oldest: u8,
     /// How many areas have been removed so far, modulo 2^32.
@@ -189,7 +189,7 @@ impl AreaTree {
             tree: RBTree::new(AreaAdapter::NEW),
             end,
             hint: VirtAddr(start.0 + PAGE),
-            aligned: [((0, 0), start); SHAPES],
+            noted: [((0, 0), start); SHAPES],
             oldest: 0,
             removals: 0,
             left: NONE_LEFT,
@@ -215,8 +215,8 @@ impl AreaTree {
         match self.gap(shape, resume) {
             // An area that was removed during the search may have left a gap below: it begins anew.
             Gap::None if resume.removals != self.removals => Gap::GoOn(begin),
-            Gap::At(start) if align > PAGE && resume.removals == self.removals => {
-                self.note_aligned(shape, start + size);
+            Gap::At(start) if start != self.hint && resume.removals == self.removals => {
+                self.note(shape, start + size);
                 Gap::At(start)
             }
             found => found,
@@ -264,9 +264,8 @@ impl AreaTree {
         let mut cursor = unsafe { self.tree.cursor_mut_from_ptr(UnsafeRef::into_raw(freeing.0)) };
         let node = cursor.remove().expect("it stands on an area");
         self.hint = self.hint.min(node.start());
-        for ((size, _), below) in &mut self.aligned {
-            // A gap may have begun below the area, too small until now.
-            *below = (*below).min(VirtAddr(node.start().0.wrapping_sub(*size)));
+        for (_, below) in &mut self.noted {
+            *below = (*below).min(node.start());
         }
         self.removals = self.removals.wrapping_add(1);
         self.left = (self.left.0.min(node.start()), self.left.1.max(node.end()));
@@ -324,41 +323,36 @@ impl AreaTree {
 
     /// Where the search for a gap begins.
     fn first_candidate(&self, shape: Shape) -> VirtAddr {
-        self.aligned.iter().find(|(of, _)| *of == shape).map_or(self.hint, |(_, below)| self.hint.max(*below))
+        self.noted.iter().find(|(of, _)| *of == shape).map_or(self.hint, |(_, below)| self.hint.max(*below))
     }
 
-    /// Notes that no area of `shape` fits below `address`, in the place of the same shape or of the one noted longest ago.
-    fn note_aligned(&mut self, shape: Shape, address: VirtAddr) {
-        let place = self.aligned.iter().position(|(of, _)| *of == shape).unwrap_or_else(|| {
+    /// Notes that no area of `shape` fits below the gap that `address` is in, in the place of the same shape or of the one
+    /// noted longest ago.
+    fn note(&mut self, shape: Shape, address: VirtAddr) {
+        let place = self.noted.iter().position(|(of, _)| *of == shape).unwrap_or_else(|| {
             self.oldest = (self.oldest + 1) % SHAPES as u8;
             self.oldest.into()
         });
-        if let Some(noted) = self.aligned.get_mut(place) {
+        if let Some(noted) = self.noted.get_mut(place) {
             *noted = (shape, address);
         }
     }
 
-    /// The lowest aligned address from `resume` on with `size` free bytes after it.
+    /// The lowest aligned address with `size` free bytes after it, from the gap on that `resume` is in.
     fn gap(&self, (size, align): Shape, resume: Resume) -> Gap {
-        let Some(mut candidate) = resume.from.align_up(align) else { return Gap::None };
-        // From the last area that starts at or below the candidate: it may reach over it.
-        let mut area = self.tree.upper_bound(Bound::Included(&candidate.0));
-        if area.is_null() {
-            area.move_next();
-        }
+        let mut area = self.tree.upper_bound(Bound::Included(&resume.from.0));
+        // Where there is none, no area lies below the hint either.
+        let mut begin = area.get().map_or(self.hint, AreaNode::guard_end);
         for _ in 0..LOOKED_AT {
+            let Some(candidate) = begin.align_up(align) else { return Gap::None };
             let Some(end) = candidate.checked_add(size).filter(|end| *end <= self.end) else { return Gap::None };
+            area.move_next();
             match area.get() {
-                Some(taken) if taken.guard_end() <= candidate => {}
-                Some(taken) if taken.start() < end => match taken.guard_end().align_up(align) {
-                    Some(next) => candidate = next,
-                    None => return Gap::None,
-                },
+                Some(next) if next.start() < end => begin = next.guard_end(),
                 _ => return Gap::At(candidate),
             }
-            area.move_next();
         }
-        Gap::GoOn(Resume { from: candidate, ..resume })
+        Gap::GoOn(Resume { from: begin, ..resume })
     }
 }
 
@@ -471,6 +465,36 @@ mod tests {
         assert!(from > first && from < last);
         assert_eq!(insert(&mut tree, 5, 4 * PAGE), Some(last - 8 * PAGE + 4 * PAGE + 4 * PAGE));
         remove(&mut tree, last);
+        areas.into_iter().for_each(|start| remove(&mut tree, start));
+    }
+
+    /// The gap begins below the area that leaves, at the start of the window, and ends where the next area begins.
+    #[test]
+    fn a_gap_between_neighbours_is_found() {
+        let page = |number: u64| START + number * PAGE;
+        let mut tree = AreaTree::new(START, page(64));
+        [1, 3, 5].into_iter().for_each(|number| assert_eq!(insert(&mut tree, 1, PAGE), Some(page(number))));
+        remove(&mut tree, page(1));
+        assert_eq!(insert(&mut tree, 3, PAGE), Some(page(7)), "beyond a gap of two pages");
+        remove(&mut tree, page(3));
+        assert_eq!(insert(&mut tree, 3, PAGE), Some(page(1)));
+        [1, 5, 7].into_iter().for_each(|number| remove(&mut tree, page(number)));
+    }
+
+    /// An area that is taken again and again passes the gaps below that are too small for it once, however many they are.
+    #[test]
+    fn gaps_that_are_too_small_are_passed_once() {
+        const PAGES: u64 = 8 * LOOKED_AT as u64;
+        let mut tree = AreaTree::new(START, START + 4 * PAGES * PAGE);
+        let mut areas: Vec<_> = (0..2 * LOOKED_AT).map(|_| insert(&mut tree, 1, 4 * PAGE).unwrap()).collect();
+        let last = insert(&mut tree, PAGES, PAGE).unwrap();
+        assert_eq!(last, areas[areas.len() - 1] + 2 * PAGE);
+        remove(&mut tree, last);
+        assert!(matches!(tree.search(PAGES, PAGE, None), Gap::At(start) if start == last));
+        assert_eq!(insert(&mut tree, 5, PAGE), Some(last));
+        remove(&mut tree, areas.remove(1));
+        assert_eq!(insert(&mut tree, 5, PAGE), Some(areas[0] + 2 * PAGE), "the gap that has grown");
+        areas.extend([areas[0] + 2 * PAGE, last]);
         areas.into_iter().for_each(|start| remove(&mut tree, start));
     }
 
