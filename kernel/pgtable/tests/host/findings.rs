@@ -164,7 +164,7 @@ fn what_the_hardware_sets_in_one_entry_or_ignores_may_differ() {
     let first = range(BASE, GROUP);
     machine.page_tables().update(&Lazy::new(machine.mmu()), first, Change::INVALID, WholeLeaves).unwrap().defer();
     assert_eq!(findings(&machine, whole), []);
-    change(&machine, BASE + 7 * PAGE, |entry| entry | 1 << 59 | 1 << 60);
+    change(&machine, BASE + 7 * PAGE, |entry| entry | 0b1111 << 59);
     assert_eq!(findings(&machine, whole), []);
     change(&machine, BASE + 7 * PAGE, |entry| entry ^ bits::PXN);
     assert_eq!(findings(&machine, whole), group(GroupFault::Attributes));
