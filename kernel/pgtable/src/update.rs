@@ -166,7 +166,7 @@ impl<M: Stores> Checked<'_, '_, M> {
 /// The common part of the entries, where the change may be made; and the error of the first leaf that may be split and that
 /// the range cuts. Out of line: its frame is gone when [`is_unchanged`] looks.
 ///
-/// What is seldom called has the run by value, so that the run itself is in registers.
+/// A cold function has the run by value, so that the run itself is in registers.
 #[inline(never)]
 fn survey<M: Stores, S: Splitter<M>>(
     tables: &PageTables<'_, M>,

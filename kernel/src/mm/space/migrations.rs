@@ -23,6 +23,8 @@ use crate::sync::rank;
 /// The page that is on its way, if there is one.
 pub(super) struct Migrations {
     one: RwSem<()>,
+    /// Locked for reading while a pager's page of an object comes; not together with `one`.
+    arrivals: RwSem<()>,
     /// The family of its spaces, or [`NO_FAMILY`].
     family: AtomicU32,
 }
@@ -35,7 +37,8 @@ const SPACES: usize = 32;
 impl Migrations {
     /// None.
     pub(super) fn new() -> Self {
-        Self { one: RwSem::new(rank::MIGRATION, ()), family: AtomicU32::new(NO_FAMILY) }
+        let [one, arrivals] = [(); 2].map(|()| RwSem::new(rank::MIGRATION, ()));
+        Self { one, arrivals, family: AtomicU32::new(NO_FAMILY) }
     }
 
     /// Waits until nothing is on its way, and keeps others from beginning.
@@ -43,9 +46,15 @@ impl Migrations {
         self.one.write()
     }
 
+    /// Has faults that find a page that a pager brings to an object wait while the guard is there. Migrations do not.
+    pub(super) fn arrive(&self) -> ReadGuard<'_, ()> {
+        self.arrivals.read()
+    }
+
     /// Waits until the page that is on its way has arrived. Sleeps; no lock is held.
     pub(super) fn wait(&self) {
         drop(self.one.read());
+        drop(self.arrivals.write());
     }
 
     /// The spaces of `family`, whose faults and forks wait for [`Self::begin`]'s guard while the result is there.

@@ -375,8 +375,8 @@ impl Object {
     }
 
     /// Gives `page`, which has no frame, the one that the caller has filled, and has `map` map it. On an error the frame
-    /// is the caller's still. With [`Arrival::Mapped`] the caller keeps migrations out, as what finds the page waits for
-    /// them.
+    /// is the caller's still. With [`Arrival::Mapped`] the caller has `Migrations::arrive`'s guard, for which a fault that finds
+    /// the page waits.
     ///
     /// # Errors
     /// [`FillError::Exists`] (it has a frame), [`FillError::Fault`] (it is after the end), or there is no memory.

@@ -100,7 +100,11 @@ impl Userfaultfd {
     ) -> Result<(), FillError> {
         let frames = space.common.frames;
         // First, as on Linux: the pager's memory is not read in vain.
-        let is_shared = self.check_area(&space.areas.read(rest.start()), rest, content)?.is_shared();
+        let (is_shared, watched) = {
+            let areas = space.areas.read(rest.start());
+            let area = self.check_area(&areas, rest, content)?;
+            (area.is_shared(), is_watched(area))
+        };
         let filling = match content {
             Content::Copy(from, _) => {
                 let frame = frames.alloc_movable(cpu)?;
@@ -121,11 +125,13 @@ impl Userfaultfd {
             Content::Poison => Filling::Poison,
         };
         let filled = {
-            // A fault that finds the page of an object before it is mapped, protected, waits for this.
-            let _one = (is_shared && content.is_protected()).then(|| space.common.migrations.begin());
+            // A fault that finds the page of an object before it is mapped waits for this.
+            let _arrival = watched.then(|| space.common.migrations.arrive());
             let areas = space.areas.read(rest.start());
             match self.check_area(&areas, rest, content) {
-                Ok(area) if area.is_shared() != is_shared => Err(UserfaultError::Changing.into()),
+                Ok(area) if (area.is_shared(), is_watched(area)) != (is_shared, watched) => {
+                    Err(UserfaultError::Changing.into())
+                }
                 Ok(area) => install_filling(space, cpu, area, rest, &filling, content),
                 Err(error) => Err(error.into()),
             }
@@ -148,6 +154,12 @@ impl Userfaultfd {
         }
         Ok(area)
     }
+}
+
+/// Whether a page of an object that comes to `area` may be protected, in the same call or by another that sees it: no
+/// fault finds it before it is mapped.
+fn is_watched(area: &Area) -> bool {
+    area.is_shared() && area.flags().has_any(AreaFlags::UFFD_WP)
 }
 
 /// Installs `filling` at the first page of `rest`, in `area`. On an error its frame is the caller's still.
@@ -246,7 +258,7 @@ impl Place<'_> {
                 return Err(FillError::Exists);
             }
         }
-        let arrival = if self.is_protected { Arrival::Mapped } else { Arrival::Added };
+        let arrival = if is_watched(self.area) { Arrival::Mapped } else { Arrival::Added };
         object.fill(cpu, self.area.page_at(self.page), frame, arrival, || {
             let protection = self.area.protection();
             let new = first_entry(frame, protection);
