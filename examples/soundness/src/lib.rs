@@ -145,7 +145,7 @@
 //! ```compile_fail,E0599
 //! # use granule_pgtable::{Change, Mmu, PageRange, PageTables, RefuseSplits};
 //! fn update<M: Mmu>(tables: PageTables<'_, M>, range: PageRange<M::Geometry>) {
-//!     let _ = tables.check(range, Change::READ_WRITE, &mut RefuseSplits);
+//!     let _ = tables.check(range, &Change::READ_WRITE, &mut RefuseSplits);
 //! }
 //! ```
 //! ```compile_fail,E0277
@@ -195,7 +195,7 @@
 //!     let _ = tables.begin_unmap(range);
 //!     let _ = tables.update(&lazy, range, Change::READ_WRITE, RefuseSplits);
 //!     let _ = tables.look(range, &Change::READ_WRITE, &mut RefuseSplits);
-//!     let _ = tables.check(range, Change::READ_WRITE, &mut RefuseSplits);
+//!     let _ = tables.check(range, &Change::READ_WRITE, &mut RefuseSplits);
 //!     let mut table = LastTable::none(tables.mmu());
 //!     let _ = (table.find(tables, range.start()), table.update_page(range.start(), &Change::READ_WRITE));
 //!     let _ = tables.split(range, &Lockless, source);
