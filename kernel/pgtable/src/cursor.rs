@@ -147,6 +147,14 @@ impl<'t, M: Mmu> Cursor<'t, M> {
         Ok(self)
     }
 
+    /// Itself, made of its parts: as a whole it would be copied with its padding, by `memmove`, whose accesses are not
+    /// aligned, as they must be with the MMU off.
+    #[inline(always)]
+    pub(crate) fn by_parts(self) -> Self {
+        let Self { mmu, table, inherited } = self;
+        Self { mmu, table: Table::new(table.address(), table.level()), inherited }
+    }
+
     /// Goes down to where the walk for `address` ends, and returns the entry there: no table descriptor.
     #[inline(always)]
     pub(crate) fn end_of_walk(mut self, address: VirtAddr, marks: Marks) -> (Self, Descriptor) {

@@ -103,7 +103,8 @@ impl<'t, M: Mmu> Runs<'t, M> {
             match Cursor::at_root(&self.tables).down_to(LAST_LEVEL, self.from, self.marks) {
                 Ok(place) => return Some(page_run(&place, self.from, self.left)),
                 Err(_) => {
-                    if let Some((place, count)) = end_of_walk(self.tables, self.from, self.left, self.marks, extent) {
+                    let (place, count) = end_of_walk(self.tables, self.from, self.left, self.marks, extent);
+                    if count != 0 {
                         return Some(upper_run(&place, count, self.from, self.left));
                     }
                 }
@@ -145,7 +146,7 @@ enum Extent {
 }
 
 /// The table where the walk for `from` ends above the last level, and how many of its entries from there on the `left` bytes
-/// touch, up to the `extent`; `None` where the walk goes on by now. All is passed by value, and what is returned is no
+/// touch, up to the `extent`; 0 where the walk goes on by now. All is passed by value, and what is returned is no
 /// [`Run`], so that neither the runs nor one of them lie in memory.
 #[cold]
 #[inline(never)]
@@ -155,7 +156,7 @@ fn end_of_walk<'t, M: Mmu>(
     left: u64,
     marks: Marks,
     extent: Extent,
-) -> Option<(Cursor<'t, M>, usize)> {
+) -> (Cursor<'t, M>, usize) {
     let mmu = tables.mmu();
     let (place, _) = Cursor::at_root(&tables).end_of_walk(from, marks);
     let (level, table) = (place.level(), place.cells());
@@ -168,12 +169,12 @@ fn end_of_walk<'t, M: Mmu>(
         clear_all(mmu, cells, level, start);
     }
     if level != LAST_LEVEL && mmu.load(&table[first]).is_table() {
-        return None;
+        return (place.by_parts(), 0);
     }
     let is_table = |cell| level != LAST_LEVEL && mmu.load(cell).is_table();
     let next_table = if extent == Extent::Leaves { cells.iter().skip(1).position(is_table) } else { None };
     // The first one was read and is none; were it linked concurrently, its owner would not be the caller.
-    Some((place, next_table.map_or(cells.len(), |position| 1 + position)))
+    (place.by_parts(), next_table.map_or(cells.len(), |position| 1 + position))
 }
 
 /// All of a range, where its leaves lie in one table: of one of two levels, so that the level is a constant in what is

@@ -28,7 +28,7 @@ pub const MEMORY_MIB: u64 = 600;
 const LARGER: [(&str, u64); 12] = [
     ("granule::mm::space::tests::random::", 2000),
     ("granule::mm::space::tests::migrate::anything_may_happen_to_a_block", 1600),
-    ("granule::mm::kernel::tests::random::", 1500),
+    ("granule::mm::kernel::tests::random::", 2000),
     ("granule_host_tests::latency::latency_is_bounded_", 1500),
     ("granule::mm::kernel::tests::large::", 1000),
     ("granule::iommu::tests::bound::", 900),
