@@ -84,6 +84,14 @@ fn a_program_that_takes_all_memory_ends_and_others_go_on(t: &mut Test) {
     t.equal("one line reports it", reports(before, b"(hog)"), (1, 1));
 }
 
+target_test!(pages_that_may_be_lost_are_before_a_program_ends, machines("small"), limit(60));
+fn pages_that_may_be_lost_are_before_a_program_ends(t: &mut Test) {
+    let before = log_end();
+    let end = beside_a_hog(t, "hog droppable");
+    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
+    t.equal("none ended for it", reports(before, b"").0, 0);
+}
+
 target_test!(files_of_more_memory_than_there_is_end_their_program, machines("small"), limit(60));
 fn files_of_more_memory_than_there_is_end_their_program(t: &mut Test) {
     let threads = sched::thread_count();

@@ -339,6 +339,11 @@ fn mmap_refuses_in_linuxs_order(t: &mut Test) {
     succeeds(t, "refusals");
 }
 
+target_test!(what_a_program_sets_for_its_memory_holds_as_on_linux, limit(60));
+fn what_a_program_sets_for_its_memory_holds_as_on_linux(t: &mut Test) {
+    succeeds(t, "settings");
+}
+
 target_test!(files_that_refer_to_a_process_answer_as_on_linux, limit(60));
 fn files_that_refer_to_a_process_answer_as_on_linux(t: &mut Test) {
     succeeds(t, "pidfds");

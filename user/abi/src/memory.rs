@@ -17,6 +17,8 @@ pub const MAP_SHARED: u64 = 1;
 pub const MAP_PRIVATE: u64 = 2;
 /// As [`MAP_SHARED`], and unknown flags are refused.
 pub const MAP_SHARED_VALIDATE: u64 = 3;
+/// Stores are this mapping's own, and the kernel may lose them where memory is short.
+pub const MAP_DROPPABLE: u64 = 8;
 /// The bits of the flags for the kind of sharing.
 pub const MAP_TYPE: u64 = 0xf;
 /// At exactly this address, in place of whatever is there.

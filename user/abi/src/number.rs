@@ -87,6 +87,7 @@ numbers! {
     MUNLOCKALL = 231 "munlockall";
     MINCORE = 232 "mincore";
     MADVISE = 233 "madvise";
+    REMAP_FILE_PAGES = 234 "remap_file_pages";
     WAIT4 = 260 "wait4";
     PRLIMIT64 = 261 "prlimit64";
     PROCESS_VM_READV = 270 "process_vm_readv";

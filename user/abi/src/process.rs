@@ -196,6 +196,20 @@ pub const PR_GET_NAME: u64 = 16;
 pub const PR_SET_TAGGED_ADDR_CTRL: u64 = 55;
 /// prctl: what [`PR_SET_TAGGED_ADDR_CTRL`] set.
 pub const PR_GET_TAGGED_ADDR_CTRL: u64 = 56;
+/// prctl: transparent blocks are not used.
+pub const PR_SET_THP_DISABLE: u64 = 41;
+/// prctl: what [`PR_SET_THP_DISABLE`] set.
+pub const PR_GET_THP_DISABLE: u64 = 42;
+/// But for those that are asked for.
+pub const PR_THP_DISABLE_EXCEPT_ADVISED: u64 = 2;
+/// prctl: memory is not written and executed.
+pub const PR_SET_MDWE: u64 = 65;
+/// prctl: what [`PR_SET_MDWE`] set.
+pub const PR_GET_MDWE: u64 = 66;
+/// Execution that is not permitted from the first is refused.
+pub const PR_MDWE_REFUSE_EXEC_GAIN: u64 = 1;
+/// Not for children, nor for other programs.
+pub const PR_MDWE_NO_INHERIT: u64 = 2;
 /// Calls accept addresses with a tag in the top byte.
 pub const PR_TAGGED_ADDR_ENABLE: u64 = 1;
 /// A mismatch of tags may fault at the access.

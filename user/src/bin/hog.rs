@@ -18,7 +18,7 @@ own!(call);
 fn run(start: Start) -> u8 {
     let part = start.part(&parts! { named
         pages later forks threads areas signals zombies tables moves vforks heap shared populated file sparse reserved
-        pipes counters pagers polls paths beside
+        pipes counters pagers polls paths droppable beside
     });
     let Some(part) = part else { return 2 };
     part();
@@ -50,6 +50,32 @@ fn no_room(error: Errno) {
 /// Makes tasks until there may not be more: how many there were, and the error then.
 fn until_refused<T>(make: impl Fn() -> Result<T, Errno>) -> (u32, Errno) {
     (0..).find_map(|count| make().err().map(|error| (count, error))).expect("an end")
+}
+
+/// Takes more memory than there is, which the kernel may lose: no program ends for it. Then another one needs some.
+fn droppable() {
+    const BYTES: u64 = 512 << 20;
+    let is_over = memory::shared::<AtomicBool>();
+    // SAFETY: not at a fixed address.
+    let at = unsafe { mmap(0, BYTES, RW, MAP_ANONYMOUS | MAP_DROPPABLE) }.expect("addresses");
+    for round in 1..=2 {
+        touch(at, BYTES, round);
+        // SAFETY: as above.
+        let each = (at..at + BYTES).step_by(PAGE as usize).map(|page| unsafe { (page as *const u8).read_volatile() });
+        let lost = each.inspect(|byte| assert!(*byte == 0 || *byte == round)).filter(|byte| *byte == 0).count() as u64;
+        assert!(lost != 0 && lost < BYTES / PAGE, "{lost} pages were lost");
+    }
+    let last = at + BYTES - PAGE;
+    let child = process::spawn(|| {
+        while !is_over.load(Ordering::Relaxed) {
+            touch(map(MIB, RW).expect("memory"), MIB, 1);
+        }
+    });
+    while !holds(last, PAGE, 0) {
+        let _ = time::sleep(MILLISECOND);
+    }
+    is_over.store(true, Ordering::Relaxed);
+    assert_eq!(process::wait(child), exited(0), "the other program");
 }
 
 /// Whether each page begins with this value.

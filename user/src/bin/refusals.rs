@@ -90,7 +90,8 @@ fn answer_for_the_terminal(flags: u64, bytes: u64, offset: u64) -> Errno {
 fn answer_for_memory(flags: u64) -> Result<(), Errno> {
     match flags & MAP_TYPE {
         MAP_SHARED if flags & MAP_GROWSDOWN != 0 => Err(EINVAL),
-        MAP_SHARED | MAP_PRIVATE => Ok(()),
+        MAP_DROPPABLE if flags & (MAP_GROWSDOWN | MAP_LOCKED) != 0 => Err(EINVAL),
+        MAP_SHARED | MAP_PRIVATE | MAP_DROPPABLE => Ok(()),
         _ => Err(EINVAL),
     }
 }
@@ -103,8 +104,7 @@ fn mmap_refuses_in_linuxs_order() {
     ];
     const SIZES: [u64; 10] =
         [0, 1, PAGE, 3 * PAGE, TOP - PAGE + 1, TOP, TOP + PAGE, 1 << 63, u64::MAX - PAGE + 1, u64::MAX - PAGE + 2];
-    // 8 is MAP_DROPPABLE, which a kernel may have or not.
-    const SHARINGS: [u64; 6] = [0, MAP_SHARED, MAP_PRIVATE, MAP_SHARED_VALIDATE, 4, MAP_TYPE];
+    const SHARINGS: [u64; 7] = [0, MAP_SHARED, MAP_PRIVATE, MAP_SHARED_VALIDATE, 4, MAP_DROPPABLE, MAP_TYPE];
     const PLACEMENTS: [u64; 4] = [0, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_FIXED | MAP_FIXED_NOREPLACE];
     const OTHERS: [u64; 3] = [0, MAP_GROWSDOWN, MAP_LOCKED | MAP_NORESERVE];
     // Only 32 bits of a descriptor count.

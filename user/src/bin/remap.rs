@@ -24,7 +24,7 @@ fn run(start: Start) -> u8 {
     }
     parts! { ()
         refused shorter longer_in_place longer_elsewhere moved moved_onto_others moved_over_tables several kept of_files
-        of_shared_memory copied what_moves locked stacks children limits
+        of_shared_memory copied what_moves locked stacks children limits pages_of_files
     }
     status("remap")
 }
@@ -70,6 +70,53 @@ fn map_file(file: u64, pages: u64, protection: u64, flags: u64) -> u64 {
 /// Whether each page is mapped.
 fn is_mapped<const N: usize>(at: u64) -> [bool; N] {
     core::array::from_fn(|page| mincore(at + page as u64 * PAGE, &mut [0]).is_ok())
+}
+
+/// `remap_file_pages`: other pages of a mapping's file come in its place.
+fn pages_of_files() {
+    let shared = Pages::map(8, RW, SHARED).expect("memory");
+    let at = *shared;
+    number(at, 8);
+    let remap = |at, pages, page| call(REMAP_FILE_PAGES, [at, pages * PAGE, 0, page, 0]);
+    for (what, arguments, wanted, then) in [
+        ("others", [at, 2 * PAGE, 0, 6, 0], Ok(0), [7, 8, 3]),
+        ("no page's address", [at + 5, 2 * PAGE + 7, 0, 4, 0], Ok(0), [5, 6, 3]),
+        ("a protection", [at, PAGE, 1, 0, 0], Err(EINVAL), [5, 6, 3]),
+        ("no pages", [at, PAGE - 1, 0, 0, 0], Err(EINVAL), [5, 6, 3]),
+        ("a range that wraps", [at, at.wrapping_neg(), 0, 0, 0], Err(EINVAL), [5, 6, 3]),
+        ("pages that wrap", [at, 2 * PAGE, 0, u64::MAX, 0], Err(EINVAL), [5, 6, 3]),
+        ("no file is so long", [at, PAGE, 0, 1 << 51, 0], Err(EOVERFLOW), [5, 6, 3]),
+        ("the last pages that a file may have", [at, PAGE, 0, (1 << 51) - 2, 0], Ok(0), [255, 6, 3]),
+        ("a tag", [0x5a << 56 | at, PAGE, 0, 1, 0], Err(EINVAL), [255, 6, 3]),
+        ("behind the end", [at, 2 * PAGE, 0, 7, 0], Ok(0), [8, 255, 3]),
+        ("all flags", [at, PAGE, 0, 3, u64::MAX], Ok(0), [4, 255, 3]),
+        ("over two areas", [at, 8 * PAGE, 0, 0, 0], Ok(0), [1, 2, 3]),
+        ("more than is mapped", [at + 6 * PAGE, 4 * PAGE, 0, 0, 0], Err(EINVAL), [1, 2, 3]),
+        ("nothing is mapped", [NOWHERE, PAGE, 0, 0, 0], Err(EINVAL), [1, 2, 3]),
+    ] {
+        equal(what, call(REMAP_FILE_PAGES, arguments), wanted);
+        equal(what, bytes(at), then);
+    }
+    protect(at + 4 * PAGE, 1, PROT_READ);
+    equal("of two protections", remap(at + 3 * PAGE, 2, 0), Err(EINVAL));
+    equal("read-only", remap(at + 4 * PAGE, 1, 7), Ok(0));
+    equal("it stays so", put(at + 4 * PAGE, 1), Err(not_allowed(at + 4 * PAGE)));
+    equal("page 7", bytes(at + 4 * PAGE), [8]);
+    unmap(at + 5 * PAGE, 1);
+    equal("over a hole", remap(at + 4 * PAGE, 3, 0), Err(EINVAL));
+    equal("locked", call(MLOCK, [at, PAGE]), Ok(0));
+    equal("another page", remap(at, 1, 2), Ok(0));
+    equal("locked too", (locks(at), bytes(at)), ([true], [3]));
+    let own = own(1);
+    equal("private", remap(own, 1, 0), Err(EINVAL));
+    let file = file(3);
+    let of_file = map_file(file, 2, RW, MAP_SHARED);
+    equal("a file's", remap(of_file, 2, 1), Ok(0));
+    equal("stored", put(of_file, 9), Ok(()));
+    equal("in the file", byte_of(file, 1), 9);
+    equal("a private one's", remap(map_file(file, 2, RW, MAP_PRIVATE), 1, 1), Err(EINVAL));
+    equal("sealed", call(MSEAL, [of_file, PAGE, 0]), Ok(0));
+    equal("it stays", remap(of_file, 1, 0), Err(EPERM));
 }
 
 fn refused() {

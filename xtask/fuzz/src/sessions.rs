@@ -17,9 +17,10 @@ use granule_runner::serial::Limit;
 use super::{SESSION_LIMIT, files};
 
 /// Programs of target tests, as they run at the monitor.
-const PROGRAMS: [&str; 32] = [
+const PROGRAMS: [&str; 33] = [
     "run accounts",
     "run scan",
+    "run settings",
     "run calls",
     "run mappings",
     "run refusals",
@@ -53,9 +54,10 @@ const PROGRAMS: [&str; 32] = [
 ];
 
 /// Programs that take all that they can get, beside one that works, and large numbers of everything.
-const SHORTAGE: [&str; 19] = [
+const SHORTAGE: [&str; 20] = [
     "run hog beside &",
     "! run hog pages",
+    "run hog droppable",
     "run hog forks",
     "run hog tables",
     "run hog moves",

@@ -9,10 +9,10 @@ use granule_abi::memory::{
     MADV_COLD, MADV_DODUMP, MADV_DOFORK, MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE,
     MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_HUGEPAGE, MADV_KEEPONFORK, MADV_NOHUGEPAGE, MADV_NORMAL, MADV_PAGEOUT,
     MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_RANDOM, MADV_REMOVE, MADV_SEQUENTIAL, MADV_WILLNEED, MADV_WIPEONFORK,
-    MAP_ANONYMOUS, MAP_DENYWRITE, MAP_EXECUTABLE, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB,
-    MAP_LOCKED, MAP_NONBLOCK, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, MAP_STACK,
-    MAP_TYPE, MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, MLOCK_ONFAULT, MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE,
-    MS_ASYNC, MS_INVALIDATE, MS_SYNC, PROT_EXEC, PROT_MTE, PROT_READ, PROT_WRITE,
+    MAP_ANONYMOUS, MAP_DENYWRITE, MAP_DROPPABLE, MAP_EXECUTABLE, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN,
+    MAP_HUGETLB, MAP_LOCKED, MAP_NONBLOCK, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE,
+    MAP_STACK, MAP_TYPE, MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, MLOCK_ONFAULT, MREMAP_DONTUNMAP, MREMAP_FIXED,
+    MREMAP_MAYMOVE, MS_ASYNC, MS_INVALIDATE, MS_SYNC, PROT_EXEC, PROT_MTE, PROT_READ, PROT_WRITE,
 };
 use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::Protection;
@@ -25,8 +25,8 @@ use crate::linux::file::device;
 use crate::linux::file::open::OpenFile;
 use crate::mm::counted::Counted;
 use crate::mm::space::{
-    Access, AreaAdvice, Discard, Locking, MapRequest, MappedFile, Move, Object, Placement, Populate, Remap, Sharing,
-    Space, SpaceError, Terms,
+    Access, AreaAdvice, Commitment, Discard, Locking, MapRequest, MappedFile, Move, Object, Placement, Populate, Remap,
+    Sharing, Space, SpaceError, Terms,
 };
 use crate::platform::features::branch;
 use crate::sched::relax;
@@ -93,7 +93,7 @@ pub(super) fn mmap(call: &mut Syscall<'_>) -> Answer {
     let private = sharing == Sharing::Private;
     let terms = Terms {
         limits: call.task.process().limits.of_space(),
-        fits_in_memory: flags & MAP_NORESERVE == 0,
+        commitment: commitment(flags),
         grows: private && flags & MAP_GROWSDOWN != 0,
         locking,
         file: backing.as_ref().map(|backing| MappedFile {
@@ -118,6 +118,17 @@ const fn placement(address: VirtAddr, flags: u64) -> Placement {
         Placement::Fixed(address)
     } else {
         Placement::Hint(address)
+    }
+}
+
+/// How much memory a mapping with these flags of `mmap` may take.
+const fn commitment(flags: u64) -> Commitment {
+    if flags & (MAP_NORESERVE | MAP_DROPPABLE) == 0 {
+        Commitment::WITHIN_MEMORY
+    } else if flags & MAP_DROPPABLE != 0 {
+        Commitment::DROPPABLE
+    } else {
+        Commitment::ANY
     }
 }
 
@@ -146,7 +157,8 @@ fn large_bytes(bytes: u64, flags: u64) -> Result<u64, Errno> {
 fn anonymous(flags: u64) -> Result<Sharing, Errno> {
     match flags & MAP_TYPE {
         MAP_PRIVATE | MAP_SHARED if flags & MAP_HUGETLB != 0 => Err(Errno::ENOMEM),
-        MAP_PRIVATE => Ok(Sharing::Private),
+        MAP_DROPPABLE if flags & (MAP_LOCKED | MAP_HUGETLB | MAP_GROWSDOWN) != 0 => Err(Errno::EINVAL),
+        MAP_PRIVATE | MAP_DROPPABLE => Ok(Sharing::Private),
         MAP_SHARED if flags & MAP_GROWSDOWN == 0 => Ok(Sharing::Shared),
         // MAP_SHARED_VALIDATE is for files only.
         _ => Err(Errno::EINVAL),
@@ -381,6 +393,40 @@ pub(super) fn mremap(call: &mut Syscall<'_>) -> Answer {
         populate_when_relieved(call, start, bytes);
     }
     Ok(address.0)
+}
+
+/// Maps other pages of the file of a shared mapping, in its place: as Linux emulates it, by `mmap`.
+pub(super) fn remap_file_pages(call: &mut Syscall<'_>) -> Answer {
+    let [start, bytes] = [call.argument::<0>(), call.argument::<1>()].map(|bytes| bytes & !(PAGE - 1));
+    let (first_page, flags) = (call.argument::<3>(), call.argument::<4>());
+    let wraps = start.wrapping_add(bytes) <= start || first_page.checked_add(bytes / PAGE).is_none();
+    if wraps || call.argument::<2>() != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let space = call.task.space();
+    let mapped = space.shared_mapping(VirtAddr(start), bytes).ok_or(Errno::EINVAL)?;
+    if first_page > (i64::MAX as u64 - bytes) / PAGE {
+        return Err(Errno::EOVERFLOW);
+    }
+    let populate = flags & MAP_NONBLOCK == 0;
+    let request = MapRequest {
+        placement: Placement::Fixed(VirtAddr(start)),
+        bytes,
+        protection: mapped.protection,
+        sharing: Sharing::Shared,
+        populate: if populate { Populate::Now } else { Populate::OnDemand },
+    };
+    let terms = Terms {
+        limits: call.task.process().limits.of_space(),
+        locking: space.locking_of_new(mapped.is_locked),
+        file: Some(MappedFile { object: &mapped.object, first_page, may_write: true }),
+        ..Terms::NONE
+    };
+    space.mmap_within(this_cpu(), &request, &terms, &|| call.is_killed())?;
+    if populate {
+        populate_when_relieved(call, VirtAddr(start), bytes);
+    }
+    Ok(0)
 }
 
 /// Rounds a range to pages as Linux does for locks and `msync`: a size that wraps is no bytes.

@@ -181,6 +181,7 @@ static TABLE: [SyscallEntry; number::END] = {
     table[number::BRK] = entry!(memory::brk);
     table[number::MUNMAP] = entry!(memory::munmap);
     table[number::MMAP] = entry!(memory::mmap);
+    table[number::REMAP_FILE_PAGES] = entry!(memory::remap_file_pages);
     table[number::MREMAP] = entry!(memory::mremap);
     table[number::MPROTECT] = entry!(memory::mprotect);
     table[number::USERFAULTFD] = entry!(userfault::userfaultfd);

@@ -6,10 +6,11 @@ use core::time::Duration;
 
 use granule_abi::process::{
     FUTEX_BITSET_MATCH_ANY, FUTEX_CLOCK_REALTIME, FUTEX_PRIVATE_FLAG, FUTEX_WAIT, FUTEX_WAIT_BITSET, FUTEX_WAKE,
-    FUTEX_WAKE_BITSET, NAME_LENGTH, P_ALL, P_PGID, P_PID, P_PIDFD, PER_LINUX32, PER_MASK, PR_GET_NAME,
-    PR_GET_TAGGED_ADDR_CTRL, PR_MTE_TAG_MASK, PR_MTE_TAG_SHIFT, PR_MTE_TCF_ASYNC, PR_MTE_TCF_MASK, PR_MTE_TCF_SYNC,
-    PR_SET_NAME, PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE, RobustListHead, WALL, WCLONE, WCONTINUED, WEXITED,
-    WNOHANG, WNOTHREAD, WNOWAIT, WUNTRACED,
+    FUTEX_WAKE_BITSET, NAME_LENGTH, P_ALL, P_PGID, P_PID, P_PIDFD, PER_LINUX32, PER_MASK, PR_GET_MDWE, PR_GET_NAME,
+    PR_GET_TAGGED_ADDR_CTRL, PR_GET_THP_DISABLE, PR_MDWE_NO_INHERIT, PR_MDWE_REFUSE_EXEC_GAIN, PR_MTE_TAG_MASK,
+    PR_MTE_TAG_SHIFT, PR_MTE_TCF_ASYNC, PR_MTE_TCF_MASK, PR_MTE_TCF_SYNC, PR_SET_MDWE, PR_SET_NAME,
+    PR_SET_TAGGED_ADDR_CTRL, PR_SET_THP_DISABLE, PR_TAGGED_ADDR_ENABLE, PR_THP_DISABLE_EXCEPT_ADVISED, RobustListHead,
+    WALL, WCLONE, WCONTINUED, WEXITED, WNOHANG, WNOTHREAD, WNOWAIT, WUNTRACED,
 };
 use granule_abi::signal::{SIGCHLD, SigInfo};
 use granule_arch::addr::{PAGE, VirtAddr};
@@ -31,6 +32,7 @@ use crate::linux::process::tree::{PROCESSES, cause_of};
 use crate::linux::process::{clone, exec, exit, futex as sleepers};
 use crate::mm::OutOfMemory;
 use crate::mm::paged::PagedBytes;
+use crate::mm::space::Settings;
 use crate::sched::{self, IfNotReady, TagChecks, TagFaults, Thread, enlarge_shortage};
 use crate::smp::{self, this_cpu};
 use crate::uaccess;
@@ -462,16 +464,23 @@ pub(super) fn prctl(call: &mut Syscall<'_>) -> Answer {
             Ok(0)
         }
         PR_SET_TAGGED_ADDR_CTRL => {
-            if [call.argument::<2>(), call.argument::<3>(), call.argument::<4>()] != [0; 3] {
-                return Err(Errno::EINVAL);
-            }
+            no_arguments_from(call, 2)?;
             set_tag_control(call.thread, call.argument::<1>())
         }
         PR_GET_TAGGED_ADDR_CTRL => {
-            if [call.argument::<1>(), call.argument::<2>(), call.argument::<3>(), call.argument::<4>()] != [0; 4] {
-                return Err(Errno::EINVAL);
-            }
+            no_arguments_from(call, 1)?;
             Ok(tag_control(call.thread))
+        }
+        PR_SET_MDWE => set_mdwe(call),
+        PR_GET_MDWE => {
+            let set = call.task.space().settings();
+            no_arguments_from(call, 1).map(|()| mdwe_of(set))
+        }
+        PR_SET_THP_DISABLE => set_blocks(call),
+        PR_GET_THP_DISABLE => {
+            let set = call.task.space().settings();
+            let others = if set.has(Settings::NO_OTHER_BLOCKS) { 1 | PR_THP_DISABLE_EXCEPT_ADVISED } else { 0 };
+            no_arguments_from(call, 1).map(|()| if set.has(Settings::NO_BLOCKS) { 1 } else { others })
         }
         PR_GET_NAME => {
             let name = call.task.name.get();
@@ -480,6 +489,47 @@ pub(super) fn prctl(call: &mut Syscall<'_>) -> Answer {
         }
         _ => Err(Errno::EINVAL),
     }
+}
+
+/// Fails where `prctl` has an argument, of the five, from this one on.
+fn no_arguments_from(call: &Syscall<'_>, first: usize) -> Result<(), Errno> {
+    if call.frame.x.iter().take(5).skip(first).all(|argument| *argument == 0) { Ok(()) } else { Err(Errno::EINVAL) }
+}
+
+/// `PR_GET_MDWE`.
+const fn mdwe_of(set: Settings) -> u64 {
+    let gain = if set.has(Settings::DENIES_GAIN) { PR_MDWE_REFUSE_EXEC_GAIN } else { 0 };
+    gain | if set.has(Settings::DENIES_ONCE) { PR_MDWE_NO_INHERIT } else { 0 }
+}
+
+/// `PR_SET_MDWE`: nothing takes it back.
+fn set_mdwe(call: &Syscall<'_>) -> Answer {
+    const BOTH: u64 = PR_MDWE_REFUSE_EXEC_GAIN | PR_MDWE_NO_INHERIT;
+    no_arguments_from(call, 2)?;
+    let asked = match call.argument::<1>() {
+        0 => Settings::NONE,
+        PR_MDWE_REFUSE_EXEC_GAIN => Settings::DENIES_GAIN,
+        BOTH => Settings::DENIES_ALL,
+        _ => return Err(Errno::EINVAL),
+    };
+    let change = |set: Settings| match mdwe_of(set) {
+        before if before == 0 || before == call.argument::<1>() => Ok(set.with(asked)),
+        _ => Err(Errno::EPERM),
+    };
+    call.task.space().set(change).map(|()| 0)
+}
+
+/// `PR_SET_THP_DISABLE`. There are no blocks here but those that are asked for.
+fn set_blocks(call: &Syscall<'_>) -> Answer {
+    no_arguments_from(call, 3)?;
+    let both = Settings::NO_BLOCKS.with(Settings::NO_OTHER_BLOCKS);
+    let asked = match (call.argument::<1>() != 0, call.argument::<2>()) {
+        (false, 0) => Settings::NONE,
+        (true, 0) => Settings::NO_BLOCKS,
+        (true, PR_THP_DISABLE_EXCEPT_ADVISED) => Settings::NO_OTHER_BLOCKS,
+        _ => return Err(Errno::EINVAL),
+    };
+    call.task.space().set(|set| Ok::<_, Errno>(set.without(both).with(asked))).map(|()| 0)
 }
 
 /// `PR_SET_TAGGED_ADDR_CTRL`: the bits for checks exist where memory has tags.

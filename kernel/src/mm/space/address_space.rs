@@ -5,6 +5,7 @@ use core::ops::Deref;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::descriptor::Protection;
 use granule_pgtable::{EnsureError, Granule4K, PageRange, PageTables, Table};
 use intrusive_collections::LinkedListAtomicLink;
 
@@ -62,7 +63,8 @@ pub struct Space {
     pub(super) hints: AtomicU8,
     /// How areas that come are locked: a [`Locking`](super::mlock::Locking).
     pub(super) future_locking: AtomicU8,
-    barriers: AtomicU32,
+    /// The commands of `membarrier` that its threads have registered for, and above them its [`Settings`].
+    settings: AtomicU32,
     pub(super) family: FamilyId,
     pub(super) in_family: LinkedListAtomicLink,
     pub(super) userfaultfds: Userfaultfds,
@@ -83,6 +85,62 @@ pub(super) const GROUPS: u8 = 16;
 pub(super) const USERFAULTFDS: u8 = 32;
 /// There may be sealed areas.
 pub(super) const SEALED_AREAS: u8 = 64;
+
+/// Of [`Space::settings`]: all commands of `membarrier`.
+const BARRIERS: u32 = 0xffff;
+
+/// How a program makes another space.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Made {
+    /// For its child.
+    ByFork,
+    /// For another program.
+    ByExec,
+}
+
+/// What a program has set for its space, and those that it makes (Linux: `mm->flags`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Settings(u32);
+
+impl Settings {
+    /// Nothing.
+    pub const NONE: Self = Self(0);
+    /// Nothing is executed that may be written, or was not executed from the first (`PR_MDWE_REFUSE_EXEC_GAIN`).
+    pub const DENIES_GAIN: Self = Self(1 << 16);
+    /// That ends with this space (`PR_MDWE_NO_INHERIT`).
+    pub const DENIES_ONCE: Self = Self(1 << 17);
+    /// Both.
+    pub const DENIES_ALL: Self = Self::DENIES_GAIN.with(Self::DENIES_ONCE);
+    /// There are no blocks (`PR_SET_THP_DISABLE`).
+    pub const NO_BLOCKS: Self = Self(1 << 18);
+    /// There are no blocks but those that are asked for, as it is in any case.
+    pub const NO_OTHER_BLOCKS: Self = Self(1 << 19);
+
+    /// These and `others`.
+    #[must_use]
+    pub const fn with(self, others: Self) -> Self {
+        Self(self.0 | others.0)
+    }
+
+    /// These but `others`.
+    #[must_use]
+    pub const fn without(self, others: Self) -> Self {
+        Self(self.0 & !others.0)
+    }
+
+    /// Whether it has all of `others`.
+    pub const fn has(self, others: Self) -> bool {
+        self.0 & others.0 == others.0
+    }
+
+    /// Whether memory with protection `old` may not get `new` (Linux: `map_deny_write_exec`).
+    #[inline(always)]
+    pub(super) const fn deny(self, old: Protection, new: Protection) -> bool {
+        new.contains(Protection::EXECUTE)
+            && self.has(Self::DENIES_GAIN)
+            && (new.contains(Protection::WRITE) || !old.contains(Protection::EXECUTE))
+    }
+}
 
 impl Spaces {
     /// An empty space.
@@ -112,7 +170,7 @@ impl Spaces {
             has_device: AtomicBool::new(false),
             hints: AtomicU8::new(0),
             future_locking: AtomicU8::new(0),
-            barriers: AtomicU32::new(0),
+            settings: AtomicU32::new(0),
             family,
             in_family: LinkedListAtomicLink::new(),
             userfaultfds: Userfaultfds::new(self.frames),
@@ -132,12 +190,41 @@ impl Space {
 
     /// The commands of `membarrier` that its threads have registered for (Linux: `mm->membarrier_state`).
     pub fn barriers(&self) -> u32 {
-        self.barriers.load(Ordering::Relaxed)
+        self.settings.load(Ordering::Relaxed) & BARRIERS
     }
 
     /// Registers its threads for these commands too.
     pub fn add_barriers(&self, commands: u32) {
-        self.barriers.fetch_or(commands, Ordering::Relaxed);
+        self.settings.fetch_or(commands & BARRIERS, Ordering::Relaxed);
+    }
+
+    /// What its program has set.
+    pub fn settings(&self) -> Settings {
+        Settings(self.settings.load(Ordering::Relaxed) & !BARRIERS)
+    }
+
+    /// Has `change` return what is set from now on, unless it fails.
+    ///
+    /// # Errors
+    /// Those of `change`.
+    pub fn set<E>(&self, change: impl Fn(Settings) -> Result<Settings, E>) -> Result<(), E> {
+        let mut word = self.settings.load(Ordering::Relaxed);
+        loop {
+            let new = word & BARRIERS | change(Settings(word & !BARRIERS))?.0;
+            match self.settings.compare_exchange_weak(word, new, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Ok(()),
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    /// Takes the settings over from the space of a program that makes this one, and with [`Made::ByFork`] the commands.
+    #[inline(always)]
+    pub fn inherit(&self, from: &Self, made: Made) {
+        let word = from.settings.load(Ordering::Relaxed);
+        let kept = if made == Made::ByFork { u32::MAX } else { !BARRIERS };
+        let lost = if word & Settings::DENIES_ONCE.0 != 0 { Settings::DENIES_ALL.0 } else { 0 };
+        self.settings.store(word & kept & !lost, Ordering::Relaxed);
     }
 
     /// Its ASID.

@@ -78,6 +78,8 @@ impl AreaAdvice {
             Self::DoFork => Ok(flags.without(AreaFlags::NOT_IN_CHILDREN)),
             Self::WipeOnFork if area.object().is_some() => Err(SpaceError::Invalid),
             Self::WipeOnFork => Ok(flags.with(AreaFlags::ZEROS_IN_CHILDREN)),
+            // The kernel may lose them at any time.
+            Self::KeepOnFork | Self::DoDump if area.is_droppable() => Err(SpaceError::Invalid),
             Self::KeepOnFork => Ok(flags.without(AreaFlags::ZEROS_IN_CHILDREN)),
             Self::HugePage => Ok(flags.without(AreaFlags::NO_BLOCKS).with(AreaFlags::BLOCKS)),
             Self::DoDump if area.is_of_device() => Err(SpaceError::Invalid),
@@ -319,10 +321,15 @@ impl Space {
         }
         self.for_each_part(start, bytes, |areas, area, part| {
             check(area)?;
-            let _change = self.notifiers.start(Range::new(Event::Clear, part.start(), part.end()));
-            self.zap(&mut Gather::among_faults(self, cpu, areas), part, ZapFlags::DISCARD);
+            self.discard_part(cpu, areas, part);
             Ok(part.end())
         })
+    }
+
+    /// Discards the pages of `part` of an area.
+    pub(super) fn discard_part(&self, cpu: &Cpu, areas: &Areas, part: PageRange) {
+        let _change = self.notifiers.start(Range::new(Event::Clear, part.start(), part.end()));
+        self.zap(&mut Gather::among_faults(self, cpu, areas), part, ZapFlags::DISCARD);
     }
 
     /// Advice without effect on pages that are not locked (`MADV_COLD`, `MADV_PAGEOUT`).

@@ -96,6 +96,8 @@ impl AreaFlags {
     pub(super) const SEALED: Self = Self(1 << 11);
     /// No pager is asked about such a store: it ends the protection of its page (Linux: `userfaultfd_wp_async`).
     pub(super) const UFFD_WP_ASYNC: Self = Self(1 << 12);
+    /// Its pages may go where memory is short (Linux: `VM_DROPPABLE`).
+    pub(super) const DROPPABLE: Self = Self(1 << 13);
     /// It is registered with a userfaultfd.
     pub(super) const REGISTERED: Self = Self::UFFD_MISSING.with(Self::UFFD_WP).with(Self::UFFD_WP_ASYNC);
     /// Advice does not take its pages away.
@@ -152,6 +154,24 @@ impl AreaFlags {
 
     /// Above the flags.
     const NUMBER: u32 = 16;
+}
+
+/// How much memory a mapping may take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Commitment(AreaFlags);
+
+impl Commitment {
+    /// No more than there is, or it is refused.
+    pub const WITHIN_MEMORY: Self = Self(AreaFlags::RESERVED);
+    /// Any (`MAP_NORESERVE`).
+    pub const ANY: Self = Self(AreaFlags::NONE);
+    /// Any, and its pages go where memory is short; a child has none of them (`MAP_DROPPABLE`).
+    pub const DROPPABLE: Self = Self(AreaFlags::DROPPABLE.with(AreaFlags::ZEROS_IN_CHILDREN));
+
+    /// Whether it is refused where it is larger than all memory.
+    pub(super) const fn is_within_memory(self) -> bool {
+        self.0.has_any(AreaFlags::RESERVED)
+    }
 }
 
 /// Which processes see a store.
@@ -259,10 +279,10 @@ impl Area {
         Self { guard: Cell::new(bytes), ..self }
     }
 
-    /// This area; unless `reserved`, it may be larger than all memory.
-    pub(super) fn reserved(self, reserved: bool) -> Self {
+    /// This area, which may take as much memory.
+    pub(super) fn committed(self, commitment: Commitment) -> Self {
         let others = self.flags().without(AreaFlags::RESERVED);
-        Self { flags: Cell::new(others.with(AreaFlags::RESERVED.when(reserved))), ..self }
+        Self { flags: Cell::new(others.with(commitment.0)), ..self }
     }
 
     /// Registers it with no userfaultfd, before it is inserted.
@@ -434,9 +454,14 @@ impl Area {
         self.guard.get() != 0
     }
 
-    /// See [`Self::reserved`].
+    /// See [`Commitment::is_within_memory`].
     pub(super) fn is_reserved(&self) -> bool {
         self.flags().has_any(AreaFlags::RESERVED)
+    }
+
+    /// Whether its pages may go where memory is short.
+    pub(super) fn is_droppable(&self) -> bool {
+        self.flags().has_any(AreaFlags::DROPPABLE)
     }
 
     /// Bytes of it that count as data: private and writable, stacks excepted.

@@ -221,7 +221,7 @@ impl Space {
     ) -> Result<PageRange, Refusal> {
         areas.room_for_mapping()?;
         let range = place(areas, request.placement, bytes)?;
-        if !self.may_have(request.protection) {
+        if !self.may_map(request.protection) {
             return Err(SpaceError::NotAllowed.into());
         }
         let guard = match request.placement {
@@ -232,7 +232,7 @@ impl Space {
         let is_shared = request.sharing == Sharing::Shared;
         let is_written = request.protection.contains(Protection::WRITE) && !is_shared;
         let is_filled = is_written || is_shared && terms.file.is_none();
-        if terms.fits_in_memory && is_filled && bytes > self.memory() {
+        if terms.commitment.is_within_memory() && is_filled && bytes > self.memory() {
             return Err(SpaceError::NoMemory.into());
         }
         // The guard of a stack is not divided from it.
@@ -248,10 +248,10 @@ impl Space {
         if let Some(first) = replaced {
             self.replace(cpu, areas, range, first, &mut spares);
         }
-        let mut area = Area::new(range, request.protection, mapping).guarded(guard).reserved(terms.fits_in_memory);
+        let mut area = Area::new(range, request.protection, mapping).guarded(guard).committed(terms.commitment);
         if area.object().is_some_and(Object::is_registers) {
             self.begin_registers(&mut area);
-        } else if terms.locking != Locking::None {
+        } else if terms.locking != Locking::None && !area.is_droppable() {
             self.note_locking(terms.locking);
             area.add_flags(terms.locking.flags());
         }

@@ -138,6 +138,18 @@ impl Space {
         protection.accesses() != Protection::EXECUTE || self.may_hide(protection)
     }
 
+    /// Whether a new area may have `protection`. The areas are locked.
+    #[inline(always)]
+    pub(super) fn may_map(&self, protection: Protection) -> bool {
+        !protection.contains(Protection::EXECUTE) || self.may_map_code(protection)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn may_map_code(&self, protection: Protection) -> bool {
+        self.may_have(protection) && !self.settings().deny(protection, protection)
+    }
+
     #[cold]
     fn may_hide(&self, protection: Protection) -> bool {
         !is_execute_only(protection) || self.hints.load(Ordering::Relaxed) & REGISTERS == 0

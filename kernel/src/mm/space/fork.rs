@@ -8,7 +8,7 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Descriptor;
 use granule_pgtable::{CellsOrBlock, Mmu, PageRange, Stores, Visited};
 
-use super::address_space::{Space, SpaceRef};
+use super::address_space::{Made, Space, SpaceRef};
 use super::area::tree::Areas;
 use super::area::{Area, AreaFlags};
 use super::cells::{EntryCell, TableCells};
@@ -43,7 +43,7 @@ impl Space {
         };
         *child.heap().write() = heap;
         child.set_trampoline(self.trampoline());
-        child.add_barriers(self.barriers());
+        child.inherit(self, Made::ByFork);
         if self.has_userfaultfds() {
             self.announce_fork(&child);
         }

@@ -33,8 +33,8 @@ use granule_pgtable::{Invalidation, Mmu, PageRange, Stores, Tables};
 
 use super::access::Access;
 use super::address_space::{GROUPS, Space};
+use super::area::Area;
 use super::area::tree::Areas;
-use super::area::{Area, AreaFlags};
 use super::cells::{EntryCell, TableCells};
 use super::entry::{EntryState, first_entry, replace, set_access_flags, state};
 use super::outcome::{AllowedFault, FaultOutcome, OfBlock};
@@ -293,7 +293,7 @@ impl Space {
     pub(super) fn map_group(&self, cpu: &Cpu, area: &Area, page: VirtAddr) -> bool {
         let (frames, mmu) = (self.common.frames, self.mmu());
         let start = page.align_down(GROUP_SIZE);
-        let is_wanted = area.flags().has_any(AreaFlags::BLOCKS) && area.object().is_none();
+        let is_wanted = self.wants_blocks(area) && area.object().is_none();
         if !is_wanted || start < area.start() || area.end() < start + GROUP_SIZE {
             return false;
         }

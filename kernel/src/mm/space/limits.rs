@@ -9,9 +9,9 @@ use granule_arch::descriptor::Protection;
 use granule_pgtable::PageRange;
 
 use super::address_space::Space;
-use super::area::Area;
 use super::area::grants::{Amounts, Grants};
 use super::area::tree::{Areas, Held};
+use super::area::{Area, Commitment};
 use super::error::{Refusal, SpaceError};
 use super::mlock::Locking;
 use super::range::{STACK_GUARD, USER_END, USER_START, pages};
@@ -46,8 +46,8 @@ impl SpaceLimits {
 pub struct Terms<'a> {
     /// The program's limits.
     pub limits: SpaceLimits,
-    /// Whether a mapping larger than all memory is refused (not with `MAP_NORESERVE`).
-    pub fits_in_memory: bool,
+    /// How much memory it may take.
+    pub commitment: Commitment,
     /// Whether accesses below it extend it (`MAP_GROWSDOWN`).
     pub grows: bool,
     /// Whether its pages are locked.
@@ -71,7 +71,7 @@ impl Terms<'_> {
     /// For mappings of the kernel. The limit of a stack is not known here.
     pub const NONE: Self = Self {
         limits: SpaceLimits { stack: 0, ..SpaceLimits::NONE },
-        fits_in_memory: true,
+        commitment: Commitment::WITHIN_MEMORY,
         grows: false,
         locking: Locking::None,
         file: None,
@@ -140,18 +140,19 @@ impl Areas {
     }
 
     /// The start of the first area in `range`, which is covered, that may not get `protection`, and why; the end of `range`
-    /// where all may. A part has the [whole range's](Self::may_add_data) bytes.
+    /// where all may. They are of `space`. A part has the [whole range's](Self::may_add_data) bytes.
     pub(super) fn may_protect_until(
         &self,
         range: PageRange,
         protection: Protection,
         limits: &SpaceLimits,
-        memory: u64,
+        space: &Space,
     ) -> (VirtAddr, SpaceError) {
-        let mut data = self.data;
+        let (mut data, memory, settings) = (self.data, space.memory(), space.settings());
         for area in self.walk(range) {
-            if !area.may_have(protection) {
-                let is_access = !area.may_have(protection.accesses());
+            let is_denied = settings.deny(area.protection(), protection);
+            if is_denied || !area.may_have(protection) {
+                let is_access = is_denied || !area.may_have(protection.accesses());
                 let error = if is_access { SpaceError::NotAllowed } else { SpaceError::Invalid };
                 return (area.part_in(range).start(), error);
             }

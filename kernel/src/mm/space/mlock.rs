@@ -41,7 +41,7 @@ impl Locking {
 
     /// The flags of `area` when it is locked so.
     fn of(self, area: &Area) -> AreaFlags {
-        if area.is_of_device() {
+        if area.is_of_device() || area.is_droppable() {
             return area.flags();
         }
         area.flags().without(AreaFlags::LOCKING).with(self.flags())

@@ -97,6 +97,10 @@ impl Space {
         let is_simple =
             |area: &Held| area.cuts(range) == 0 && !area.is_sealed() && area.may_have(protection) && is_within(area);
         let is_simple = |area: &Held| !patched_branch!(branch::BREAK_CODE) && is_simple(area);
+        let is_denied = |area: &Held| {
+            protection.contains(Protection::EXECUTE) && self.settings().deny(area.protection(), protection)
+        };
+        let is_simple = |area: &Held| is_simple(area) && !is_denied(area);
         let Some(area) = areas.holding(range).filter(is_simple) else {
             return self.mprotect_slow(areas, range, protection, &limits(), is_written && is_limited());
         };
@@ -135,7 +139,12 @@ impl Space {
             if is_written && !areas.may_add_data(range.end() - range.start(), limits) {
                 return Err(Refusal::ByPart);
             }
-            let may_have_it = |area: &Held| !is_limited && !area.is_sealed() && area.may_have(protection);
+            let may_have_it = |area: &Held| {
+                !is_limited
+                    && !area.is_sealed()
+                    && area.may_have(protection)
+                    && !self.settings().deny(area.protection(), protection)
+            };
             let Some(area) = areas.holding(range).filter(may_have_it) else {
                 return self.mprotect_areas(cpu, areas, range, protection, limits);
             };
@@ -215,7 +224,7 @@ impl Space {
         let (mut until, mut refused) = (areas.covered_until(whole), SpaceError::NoMemory);
         if whole.start() < until {
             let covered = pages(whole.start(), until);
-            (until, refused) = areas.may_protect_until(covered, protection, limits, self.memory());
+            (until, refused) = areas.may_protect_until(covered, protection, limits, self);
         }
         if until == whole.start() {
             return Err(refused.into());

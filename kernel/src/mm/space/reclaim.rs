@@ -25,7 +25,7 @@ use super::area::Area;
 use super::cells::TableCells;
 use super::entry::{EntryState, state};
 use super::gather::StaleRange;
-use super::range::pages;
+use super::range::{USER_END, USER_START, pages};
 use super::shmem::{Hand, next_identity};
 use super::spaces::Spaces;
 use super::user::with_running_tlb;
@@ -118,6 +118,22 @@ impl Space {
             (is_used && used == Used::Age).then(|| entry.old())
         });
         was_used
+    }
+
+    /// Takes the pages of droppable areas away, of which none is locked; returns how many. The next access has zeros.
+    /// Sleeps: areas and pages change concurrently. `cpu` is the CPU that this runs on.
+    pub fn drop_pages(&self, cpu: &Cpu) -> usize {
+        let mut dropped = 0;
+        // Most of the space is not mapped.
+        let _ = self.for_each_part(USER_START, USER_END - USER_START, |areas, area, part| {
+            let there = if area.is_droppable() { self.own_pages(area) } else { 0 };
+            if there != 0 {
+                self.discard_part(cpu, areas, part);
+                dropped += there;
+            }
+            Ok(part.end())
+        });
+        dropped
     }
 
     /// Makes all pages of some areas old, and invalidates them, until `is_killed` or the space has ended: the next use of

@@ -32,9 +32,11 @@ use super::gather::Gather;
 use super::limits::SpaceLimits;
 use super::mlock::Locking;
 use super::range::{USER_END, USER_START, pages, user_range};
+use super::shmem::Object;
 use super::used::note_used;
 use super::userfault::events::{MovedRegistration, PendingEvents};
 use crate::mm::OutOfMemory;
+use crate::mm::counted::Counted;
 use crate::mm::notifier::{Event, Range};
 use crate::mm::page_block::BLOCK_SIZE;
 use crate::sched::{enlarge_shortage, relax};
@@ -121,7 +123,35 @@ impl Remap {
     }
 }
 
+/// A shared mapping of a file or of anonymous memory, all of which may be written.
+pub struct SharedMapping {
+    /// Its pages.
+    pub object: Counted<Object>,
+    /// Its protection.
+    pub protection: Protection,
+    /// Whether it is locked.
+    pub is_locked: bool,
+}
+
 impl Space {
+    /// The shared mapping that the `bytes` bytes from `start` on are of, if areas that are alike cover them. It may be another
+    /// one by now.
+    pub fn shared_mapping(&self, start: VirtAddr, bytes: u64) -> Option<SharedMapping> {
+        let range = user_range(start, bytes)?;
+        let areas = self.areas.read(start);
+        let first = areas.find(start).filter(|area| area.is_shared() && area.may_write() && !area.is_of_device())?;
+        let object = first.counted_object()?;
+        let is_alike = |area: &Area| {
+            let is_same = area.object().is_some_and(|other| core::ptr::eq(other, &raw const *object));
+            is_same && area.flags() == first.flags() && area.protection() == first.protection()
+        };
+        if areas.covered_until(range) < range.end() || !areas.walk(range).all(is_alike) {
+            return None;
+        }
+        let is_locked = first.flags().has_any(AreaFlags::LOCKED);
+        Some(SharedMapping { protection: first.protection(), is_locked, object })
+    }
+
     /// Moves mappings, or changes the size of one; returns the new address. A call that failed for want of memory may
     /// be repeated with the same `request`.
     ///

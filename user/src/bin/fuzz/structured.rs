@@ -120,6 +120,11 @@ impl Random {
 
     /// A thread's name, and whether its pointers may have tags.
     fn control(&mut self) {
+        if self.below(8) == 0 {
+            let what = self.of(&[PR_SET_MDWE, PR_GET_MDWE, PR_SET_THP_DISABLE, PR_GET_THP_DISABLE]);
+            raw(PRCTL, &[what, self.of(&[0, 0, 1, 3]), self.of(&[0, 0, 2]), 0, 0]);
+            return;
+        }
         let what = self.of(&[PR_SET_NAME, PR_GET_NAME, PR_SET_TAGGED_ADDR_CTRL, PR_SET_TAGGED_ADDR_CTRL]);
         let first = if what == PR_SET_TAGGED_ADDR_CTRL { self.of(&[0, 1, 1, 2]) } else { self.pointer() };
         let odd = if self.below(8) == 0 { self.number() } else { 0 };
@@ -130,7 +135,7 @@ impl Random {
     /// More memory at once than may be free; or none, where large pages are asked for.
     fn large(&mut self) {
         let length = self.of(&[1 << 20, 1 << 22, 1 << 24]);
-        let sharing = self.of(&[MAP_PRIVATE, MAP_SHARED]);
+        let sharing = self.of(&[MAP_PRIVATE, MAP_SHARED, MAP_DROPPABLE]);
         let size = self.of(&[0, 16, 21, 25, 30, 31]) << 26;
         let flags = match self.below(4) {
             0 => sharing | MAP_HUGETLB | size | self.of(&[0, MAP_ANONYMOUS]),
@@ -201,9 +206,9 @@ impl Random {
         let (at, pages) = (self.page(), self.below(16) + 1);
         let length = pages * PAGE - if self.below(4) == 0 { self.below(PAGE) } else { 0 };
         let protection = self.of(&[0, PROT_READ, RW, RW, RW, PROT_EXEC, PROT_READ | PROT_EXEC, RW | PROT_EXEC]);
-        let sharing = self.of(&[MAP_PRIVATE, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE]);
+        let sharing = self.of(&[MAP_PRIVATE, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, MAP_DROPPABLE]);
         let odd = self.of(&[0, 0, MAP_POPULATE, MAP_POPULATE, MAP_GROWSDOWN, MAP_STACK, MAP_NORESERVE, MAP_HUGETLB]);
-        let (number, arguments) = match self.below(19) {
+        let (number, arguments) = match self.below(20) {
             0..6 => (MMAP, [at, length, protection, MAP_ANONYMOUS | MAP_FIXED | sharing | odd, u64::MAX, 0]),
             6 => (MMAP, [0, self.of(&[length, length, 1 << 22]), protection, MAP_ANONYMOUS | sharing | odd, 0, 0]),
             7 => (MUNMAP, [at, length, 0, 0, 0, 0]),
@@ -224,6 +229,7 @@ impl Random {
                 let new_length = if self.below(2) == 0 { length } else { (self.below(16) + 1) * PAGE };
                 (MREMAP, [at, if self.below(8) == 0 { 0 } else { length }, new_length, flags, self.page(), 0])
             }
+            18 => (REMAP_FILE_PAGES, [at, length, 0, self.below(20), self.of(&[0, MAP_NONBLOCK]), 0]),
             _ => match self.below(8) {
                 0 => (MLOCKALL, [self.below(9), 0, 0, 0, 0, 0]),
                 1..3 => (MUNLOCKALL, [0; 6]),

@@ -34,8 +34,8 @@ use crate::linux::process::stack::{self, StackMemory, StringCounts, Strings};
 use crate::linux::process::status::{ExecError, Name};
 use crate::mm::counted::Counted;
 use crate::mm::space::{
-    FaultError, MapRequest, Placement, Populate, ProgramHeap, Sharing, SpaceError, SpaceLimits, SpaceRef, SpaceUser,
-    Terms,
+    FaultError, Made, MapRequest, Placement, Populate, ProgramHeap, Sharing, SpaceError, SpaceLimits, SpaceRef,
+    SpaceUser, Terms,
 };
 use crate::random;
 use crate::sched::{self, TagChecks, Thread};
@@ -232,6 +232,7 @@ pub fn install(task: &Task, thread: &Thread, loaded: Loaded, files: ExecFiles<Fi
     }
     // First: a vfork parent, which continues from here, may wait for its child by the signal that it gets from now on.
     PROCESSES.lock().become_normal(task.process());
+    loaded.space.inherit(task.space(), Made::ByExec);
     exit::leave_memory(task);
     keep_actions(task, &loaded.handlers);
     let before = {

@@ -2,7 +2,7 @@
 //!
 //! [`relieve`] is called where a fault or a call of a program failed for want of frames, with no lock held and nothing
 //! changed. It returns when there are frames again. Frames that the kernel keeps unused go first ([`services`]), then
-//! pages of files, which can be had again. Then one process ends at a time; others wait for it, but not for ever: one that
+//! pages of files, which can be had again, and pages that programs can lose (`MAP_DROPPABLE`). Then one process ends at a time; others wait for it, but not for ever: one that
 //! does not end in time is excluded from the next choice. Neither ending nor the choice allocates memory: processes are
 //! measured one after the other, found by number, and the lock of all processes is held for one step at a time. The
 //! measure of a process is its space and what is [charged](super::charge) to it.
@@ -78,6 +78,7 @@ pub fn relieve(task: &Task, thread: &Thread, attempt: Attempt) -> Relief {
     services::give_back(this_cpu());
     // Once: programs that use what they free would go on for ever.
     let mut has_freed = kernel().spaces.reclaim(this_cpu(), wanted, Used::Keep, &is_killed) != 0;
+    has_freed |= !frames.has_room_for(wanted) && drop_pages();
     let [mut pause, longest] = PAUSES;
     loop {
         let has_room = frames.has_room_for(wanted);
@@ -104,6 +105,21 @@ pub fn relieve(task: &Task, thread: &Thread, attempt: Attempt) -> Relief {
             Choice::Refused => return Relief::None,
         }
     }
+}
+
+/// Takes the pages away that programs can lose; whether there were some.
+fn drop_pages() -> bool {
+    let (mut id, mut dropped) = (0, 0);
+    while let Some((next, found)) = next_after(id) {
+        id = next;
+        relax();
+        if let OomCheck::Candidate(candidate) = found {
+            dropped += candidate.space.drop_pages(this_cpu());
+        }
+    }
+    // The frames in this CPU's magazine are not there for programs on other CPUs.
+    kernel().frames.drain_cpu(this_cpu());
+    dropped != 0
 }
 
 /// Whether the running thread should choose now: no other does, and no process is ending.

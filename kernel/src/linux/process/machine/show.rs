@@ -18,7 +18,7 @@ use crate::linux::file::proc::{ProcFile, ProcSubject};
 use crate::linux::file::records::{self, Record};
 use crate::linux::process::signal::Set;
 use crate::linux::process::status::{Life, Name};
-use crate::mm::space::{Aged, Resident, SpaceHandle, SpaceRef, Totals};
+use crate::mm::space::{Aged, Resident, Settings, SpaceHandle, SpaceRef, Totals};
 use crate::sched::{is_killed, relax};
 use crate::smp;
 
@@ -166,7 +166,9 @@ fn area(space: &SpaceRef, file: ProcFile, from: VirtAddr, record: &mut Record) -
     let (mut pages, mut shown) = (Resident::default(), None);
     let range = space.add_resident(from, &mut pages, is_killed, |area| {
         records::line(record, area, heap, stack_top);
-        shown = Some(area.shown());
+        let mut of_area = area.shown();
+        of_area.may_have_blocks &= !space.settings().has(Settings::NO_BLOCKS);
+        shown = Some(of_area);
         area.range()
     })?;
     records::smaps(record, &shown?, &pages);

@@ -12,7 +12,7 @@ use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range};
 use crate::mm::page_block::BLOCK_SIZE;
 use crate::mm::space::access::{Access, allows};
-use crate::mm::space::address_space::Space;
+use crate::mm::space::address_space::{Settings, Space};
 use crate::mm::space::area::{Area, AreaFlags};
 use crate::mm::space::cells::BlockCell;
 use crate::mm::space::denied::Denied;
@@ -26,11 +26,16 @@ use crate::sched::note_shortage;
 use crate::smp::Cpu;
 
 impl Space {
+    /// Whether blocks and groups are wanted in an area.
+    pub(in crate::mm::space) fn wants_blocks(&self, area: &Area) -> bool {
+        area.flags().has_any(AreaFlags::BLOCKS) && !self.settings().has(Settings::NO_BLOCKS)
+    }
+
     /// Whether the first access of `page` brings a block, as far as that follows from its area.
     #[inline(always)]
     pub(super) fn takes_block(&self, area: &Area, page: VirtAddr) -> bool {
         let start = page.align_down(BLOCK_SIZE);
-        let is_wanted = area.flags().has_any(AreaFlags::BLOCKS);
+        let is_wanted = self.wants_blocks(area);
         // Zeroing it and cleaning it by lines would take too long at once.
         let is_code = area.protection().contains(Protection::EXECUTE) && !self.mmu().has(Feature::Idc);
         // A block of an object may have no tags, and others may use it.

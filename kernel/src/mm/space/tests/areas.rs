@@ -6,6 +6,7 @@ use granule_pgtable::PageRange;
 use proptest::prelude::*;
 
 use super::*;
+use crate::mm::space::Commitment;
 use crate::mm::space::area::SEARCH_START;
 use crate::mm::space::area::pools::Spares;
 use crate::mm::space::area::tree::Areas;
@@ -133,7 +134,7 @@ fn below_a_stack_the_kernel_leaves_room_by_its_limit() {
             let space = rig.space();
             let request = MapRequest { placement: Placement::Stack(end - SIZE), bytes: SIZE, ..private(1) };
             let limits = SpaceLimits { stack, ..SpaceLimits::NONE };
-            let terms = Terms { limits, fits_in_memory: false, ..Terms::NONE };
+            let terms = Terms { limits, commitment: Commitment::ANY, ..Terms::NONE };
             space.mmap_within(&rig.cpu, &request, &terms, &|| false).unwrap();
             space.widen_guard(end - SIZE, more);
             space.read_all_areas().check();

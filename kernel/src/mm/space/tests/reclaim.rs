@@ -13,7 +13,10 @@ use granule_pgtable::{Mmu as _, Stores};
 use super::*;
 use crate::mm::counted::Counted;
 use crate::mm::kernel::record::{at_each, record};
-use crate::mm::space::{Aged, AreaAdvice, Locking, MappedFile, Move, Object, Remap, Seals, SpaceLimits, Terms, Used};
+use crate::mm::space::{
+    Aged, AreaAdvice, Commitment, Locking, Made, MappedFile, Move, Object, Remap, Seals, Settings, SpaceLimits, Terms,
+    Used,
+};
 
 const START: VirtAddr = VirtAddr(0x10_0000_0000);
 const PAGES: u64 = 4;
@@ -317,7 +320,7 @@ fn a_large_area_becomes_old_in_pieces() {
     let rig = Rig::new(8);
     let (space, cpu) = (rig.space(), &rig.cpu);
     let request = MapRequest { placement: Placement::Fixed(START), ..private(512 * TABLES) };
-    space.mmap_within(cpu, &request, &Terms { fits_in_memory: false, ..Terms::NONE }, &|| false).unwrap();
+    space.mmap_within(cpu, &request, &Terms { commitment: Commitment::ANY, ..Terms::NONE }, &|| false).unwrap();
     let use_all = || (0..TABLES).for_each(|table| _ = handle_fault(&space, cpu, at(512 * table), Access::Read));
     let young = || (0..TABLES).filter(|table| space.tables().translate(at(512 * table)).unwrap().descriptor.is_young());
     for (pieces, left) in [(1, 172), (2, 44), (3, 0), (usize::MAX, 0)] {
@@ -328,4 +331,51 @@ fn a_large_area_becomes_old_in_pieces() {
     }
     drop(space);
     assert_eq!(rig.used(), 0);
+}
+
+/// Pages of droppable areas go, in blocks too, and those of others stay; a child has none of them.
+#[test]
+fn pages_of_droppable_areas_are_dropped() {
+    let rig = Rig::new(8);
+    let (space, cpu) = (rig.space(), &rig.cpu);
+    let droppable = Terms { commitment: Commitment::DROPPABLE, locking: Locking::Now, ..Terms::NONE };
+    for (page, pages, terms) in [(0, 4, &droppable), (4, 4, &Terms::NONE), (512, 512, &droppable)] {
+        let request = MapRequest { placement: Placement::Fixed(at(page)), ..private(pages) };
+        space.mmap_within(cpu, &request, terms, &|| false).unwrap();
+    }
+    space.madvise_areas(cpu, at(512), 512 * PAGE, AreaAdvice::HugePage).unwrap();
+    assert_eq!(space.drop_pages(cpu), 0);
+    [0, 1, 4, 5, 512].into_iter().for_each(|page| rig.write(&space, at(page), 7));
+    rig.read(&space, at(2));
+    let child = space.fork(cpu).unwrap();
+    rig.write(&child, at(1), 8);
+    assert_eq!([0, 1, 4, 512].map(|page| rig.read(&child, at(page))), [0, 8, 7, 0]);
+    assert_eq!((space.drop_pages(cpu), space.drop_pages(cpu)), (2 + 512, 0));
+    assert_eq!([0, 1, 4, 5, 512].map(|page| rig.read(&space, at(page))), [0, 0, 7, 7, 0]);
+    assert_eq!([1, 4].map(|page| rig.read(&child, at(page))), [8, 7], "another space's");
+    assert_eq!(child.drop_pages(cpu), 1 + 512, "a load has brought a block");
+    drop((space, child));
+    assert_eq!(rig.used(), 0);
+}
+
+/// Nothing becomes code, for the children too where that is inherited.
+#[test]
+fn what_is_denied_is_inherited() {
+    let (once, gain) = (Settings::DENIES_ALL, Settings::DENIES_GAIN);
+    for (set, made, inherited) in [
+        (gain, Made::ByFork, gain),
+        (once, Made::ByFork, Settings::NONE),
+        (once.with(Settings::NO_BLOCKS), Made::ByExec, Settings::NO_BLOCKS),
+        (gain.with(Settings::NO_OTHER_BLOCKS), Made::ByExec, gain.with(Settings::NO_OTHER_BLOCKS)),
+    ] {
+        let rig = Rig::new(2);
+        let [space, other] = [(); 2].map(|()| rig.space());
+        assert_eq!(space.set(|_| Err::<Settings, _>(1)), Err(1));
+        assert_eq!(space.set(|_| Ok::<_, u8>(set)), Ok(()));
+        space.add_barriers(0x10);
+        other.inherit(&space, made);
+        let barriers = if made == Made::ByFork { 0x10 } else { 0 };
+        assert_eq!((other.settings(), other.barriers()), (inherited, barriers), "{set:?}");
+        assert_eq!((space.settings(), space.barriers()), (set, 0x10));
+    }
 }

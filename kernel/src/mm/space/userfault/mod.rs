@@ -484,7 +484,7 @@ impl Registration {
         let is_others = area.flags().has_any(AreaFlags::REGISTERED) && !is_own;
         match self {
             Self::EndAll => Ok(()),
-            _ if area.is_of_device() => Err(UserfaultError::Invalid),
+            _ if area.is_of_device() || area.is_droppable() => Err(UserfaultError::Invalid),
             Self::Begin(_) if !area.may_write() => Err(UserfaultError::NotPermitted),
             Self::Begin(_) if is_others => Err(UserfaultError::Busy),
             Self::End if is_others => Err(UserfaultError::Invalid),

@@ -404,6 +404,10 @@ pub(super) const CALLS: &[Call] = &[
         "done".into()
     }),
     outside("compaction", |w, cpu| _ = w.rig.spaces.compact(cpu, 1, ALIVE)),
+    call("pages are dropped", |_, space, cpu, _| {
+        space.drop_pages(cpu);
+        "done".into()
+    }),
     outside("reclaim ages", |w, cpu| _ = w.rig.spaces.reclaim(cpu, usize::MAX, Used::Age, ALIVE)),
     outside("reclaim", |w, cpu| {
         (0..2).for_each(|_| _ = w.rig.spaces.reclaim(cpu, usize::MAX, Used::Age, ALIVE));

@@ -1,7 +1,7 @@
 //! The kinds of memory, and how each is made.
 
 use super::*;
-use crate::mm::space::{Enrolment, MappedFile, Seals, Terms};
+use crate::mm::space::{Commitment, Enrolment, MappedFile, Seals, Terms};
 
 /// The kind of object that the pages are of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,13 +38,14 @@ pub(super) struct Kind {
     /// A child has it too.
     is_forked: bool,
     served: Served,
-    /// A last step of its preparation.
+    /// Its commitment, or a last step of its preparation.
     then: Option<Then>,
     pub(super) branches: &'static [u16],
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Then {
+    Droppable,
     Guarded,
     Locked,
     Tagged,
@@ -83,6 +84,7 @@ pub(super) const KINDS: &[Kind] = &[
     kind("rom", Sharing::Private, Of::Rom, By::Pages),
     Kind { name: "guarded", then: Some(Then::Guarded), ..PRIVATE },
     Kind { name: "locked", then: Some(Then::Locked), is_forked: true, ..PRIVATE },
+    Kind { name: "droppable", then: Some(Then::Droppable), is_forked: true, ..PRIVATE },
     kind("stack", Sharing::Private, Of::Stack, By::Pages),
     kind("registers", Sharing::Shared, Of::Registers, By::Pages),
     Kind { name: "tagged", then: Some(Then::Tagged), branches: &[branch::MTE, branch::TAG_STORAGE], ..PRIVATE },
@@ -152,6 +154,10 @@ impl Kind {
         let request = MapRequest { placement, sharing: self.sharing, ..private(count - missing) };
         let terms = Terms {
             grows: self.of == Of::Stack,
+            commitment: match self.then {
+                Some(Then::Droppable) => Commitment::DROPPABLE,
+                _ => Commitment::WITHIN_MEMORY,
+            },
             file: file.as_ref().map(|object| MappedFile { object, first_page: 0, may_write: true }),
             ..Terms::NONE
         };
@@ -188,7 +194,7 @@ impl Kind {
             pager
         });
         match self.then {
-            None => {}
+            None | Some(Then::Droppable) => {}
             Some(Then::Guarded) => space.madvise_guard(cpu, at(1), 2 * PAGE, &|| false).unwrap(),
             Some(Then::Locked) => space.mlock(cpu, START, bytes, Locking::Now, &|| false).unwrap(),
             Some(Then::Tagged) => space.mprotect(START, bytes, TAGGED).unwrap(),
