@@ -51,6 +51,8 @@ calls! {
     PRLIMIT64 __NR_prlimit64, GETRANDOM __NR_getrandom, MEMFD_CREATE __NR_memfd_create, FTRUNCATE __NR_ftruncate,
     FALLOCATE __NR_fallocate, USERFAULTFD __NR_userfaultfd, FSYNC __NR_fsync, FDATASYNC __NR_fdatasync, MSYNC __NR_msync,
     MEMBARRIER __NR_membarrier, MSEAL __NR_mseal, WAITID __NR_waitid, PIDFD_OPEN __NR_pidfd_open, PIDFD_SEND_SIGNAL __NR_pidfd_send_signal,
+    MBIND __NR_mbind, GET_MEMPOLICY __NR_get_mempolicy, SET_MEMPOLICY __NR_set_mempolicy, MOVE_PAGES __NR_move_pages,
+    MIGRATE_PAGES __NR_migrate_pages, SET_MEMPOLICY_HOME_NODE __NR_set_mempolicy_home_node,
     REMAP_FILE_PAGES __NR_remap_file_pages, CLONE3 __NR_clone3, PROCESS_MADVISE __NR_process_madvise, PROCESS_MRELEASE __NR_process_mrelease,
 }
 

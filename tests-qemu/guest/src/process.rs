@@ -344,6 +344,11 @@ fn what_a_program_sets_for_its_memory_holds_as_on_linux(t: &mut Test) {
     succeeds(t, "settings");
 }
 
+target_test!(policies_for_nodes_are_kept_as_on_linux, limit(60));
+fn policies_for_nodes_are_kept_as_on_linux(t: &mut Test) {
+    succeeds(t, "nodes");
+}
+
 target_test!(files_that_refer_to_a_process_answer_as_on_linux, limit(60));
 fn files_that_refer_to_a_process_answer_as_on_linux(t: &mut Test) {
     succeeds(t, "pidfds");

@@ -195,3 +195,36 @@ pub struct PageRegion {
     /// `PAGE_IS_`.
     pub categories: u64,
 }
+
+/// A policy for nodes: that of the thread, or none.
+pub const MPOL_DEFAULT: u32 = 0;
+/// From one node, if it has memory.
+pub const MPOL_PREFERRED: u32 = 1;
+/// From some nodes and no others.
+pub const MPOL_BIND: u32 = 2;
+/// From each in turn.
+pub const MPOL_INTERLEAVE: u32 = 3;
+/// From that of the CPU.
+pub const MPOL_LOCAL: u32 = 4;
+/// From some nodes, if they have memory.
+pub const MPOL_PREFERRED_MANY: u32 = 5;
+/// From each in turn, by weights.
+pub const MPOL_WEIGHTED_INTERLEAVE: u32 = 6;
+/// A flag of a mode: pages move to the node that uses them.
+pub const MPOL_F_NUMA_BALANCING: u32 = 1 << 13;
+/// A flag of a mode: nodes count from the first that the thread may use.
+pub const MPOL_F_RELATIVE_NODES: u32 = 1 << 14;
+/// A flag of a mode: nodes are what they are.
+pub const MPOL_F_STATIC_NODES: u32 = 1 << 15;
+/// get_mempolicy: a node and no mode.
+pub const MPOL_F_NODE: u64 = 1;
+/// get_mempolicy: of an address.
+pub const MPOL_F_ADDR: u64 = 2;
+/// get_mempolicy: the nodes that the thread may use.
+pub const MPOL_F_MEMS_ALLOWED: u64 = 4;
+/// mbind: fails where pages are on other nodes.
+pub const MPOL_MF_STRICT: u32 = 1;
+/// mbind, move_pages: pages move that no other process has.
+pub const MPOL_MF_MOVE: u32 = 2;
+/// mbind, move_pages: all pages move.
+pub const MPOL_MF_MOVE_ALL: u32 = 4;

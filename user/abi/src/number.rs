@@ -88,6 +88,11 @@ numbers! {
     MINCORE = 232 "mincore";
     MADVISE = 233 "madvise";
     REMAP_FILE_PAGES = 234 "remap_file_pages";
+    MBIND = 235 "mbind";
+    GET_MEMPOLICY = 236 "get_mempolicy";
+    SET_MEMPOLICY = 237 "set_mempolicy";
+    MIGRATE_PAGES = 238 "migrate_pages";
+    MOVE_PAGES = 239 "move_pages";
     WAIT4 = 260 "wait4";
     PRLIMIT64 = 261 "prlimit64";
     PROCESS_VM_READV = 270 "process_vm_readv";
@@ -102,5 +107,6 @@ numbers! {
     CLONE3 = 435 "clone3";
     PROCESS_MADVISE = 440 "process_madvise";
     PROCESS_MRELEASE = 448 "process_mrelease";
+    SET_MEMPOLICY_HOME_NODE = 450 "set_mempolicy_home_node";
     MSEAL = 462 "mseal";
 }

@@ -17,10 +17,11 @@ use granule_runner::serial::Limit;
 use super::{SESSION_LIMIT, files};
 
 /// Programs of target tests, as they run at the monitor.
-const PROGRAMS: [&str; 33] = [
+const PROGRAMS: [&str; 34] = [
     "run accounts",
     "run scan",
     "run settings",
+    "run nodes",
     "run calls",
     "run mappings",
     "run refusals",

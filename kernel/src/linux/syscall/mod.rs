@@ -10,6 +10,7 @@ mod io;
 mod limits;
 mod memory;
 mod memory_file;
+mod nodes;
 mod pidfd;
 mod poll;
 mod process;
@@ -193,6 +194,12 @@ static TABLE: [SyscallEntry; number::END] = {
     table[number::MUNLOCKALL] = entry!(memory::munlockall);
     table[number::MINCORE] = entry!(memory::mincore);
     table[number::MADVISE] = entry!(memory::madvise);
+    table[number::MBIND] = entry!(nodes::mbind);
+    table[number::GET_MEMPOLICY] = entry!(nodes::get_mempolicy);
+    table[number::SET_MEMPOLICY] = entry!(nodes::set_mempolicy);
+    table[number::SET_MEMPOLICY_HOME_NODE] = entry!(nodes::set_mempolicy_home_node);
+    table[number::MIGRATE_PAGES] = entry!(nodes::migrate_pages);
+    table[number::MOVE_PAGES] = entry!(nodes::move_pages);
     table[number::MSEAL] = entry!(memory::mseal);
     table
 };

@@ -31,6 +31,7 @@ use granule_pgtable::PageRange;
 use intrusive_collections::RBTreeLink;
 
 use super::address_space::Space;
+use super::nodes::NodePolicy;
 use super::range::{STACK_GUARD, pages};
 use super::shmem::Object;
 use super::shmem::mappers::Mappers;
@@ -65,9 +66,9 @@ pub struct Area {
 }
 
 /// Properties of an area beside its protection and its object: flags, and above them the number of the userfaultfd
-/// that it is registered with.
+/// that it is registered with, and its policy for nodes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct AreaFlags(u32);
+pub(super) struct AreaFlags(u64);
 
 impl AreaFlags {
     /// It must fit in memory to be writable.
@@ -144,16 +145,28 @@ impl AreaFlags {
 
     /// These flags, registered with userfaultfd `number`, by `modes` of [`Self::REGISTERED`].
     pub(super) const fn registered(self, number: UserfaultfdNumber, modes: Self) -> Self {
-        Self(self.unregistered().0 | modes.0 | (number.0 as u32) << Self::NUMBER)
+        Self(self.unregistered().0 | modes.0 | (number.0 as u64) << Self::NUMBER)
     }
 
     /// These flags, registered with no userfaultfd.
     pub(super) const fn unregistered(self) -> Self {
-        Self(self.without(Self::REGISTERED).0 & ((1 << Self::NUMBER) - 1))
+        Self(self.without(Self::REGISTERED).0 & !(0xffff << Self::NUMBER))
     }
 
-    /// Above the flags.
+    /// Its policy for nodes.
+    pub(super) const fn policy(self) -> NodePolicy {
+        NodePolicy::of_word((self.0 >> Self::POLICY) as u32)
+    }
+
+    /// These flags with another policy for nodes.
+    pub(super) const fn with_policy(self, policy: NodePolicy) -> Self {
+        Self(self.0 & ((1 << Self::POLICY) - 1) | (policy.word() as u64) << Self::POLICY)
+    }
+
+    /// Above the flags, 16 bits.
     const NUMBER: u32 = 16;
+    /// Above both, 32 bits.
+    const POLICY: u32 = 32;
 }
 
 /// How much memory a mapping may take.

@@ -208,7 +208,8 @@ impl Random {
         let protection = self.of(&[0, PROT_READ, RW, RW, RW, PROT_EXEC, PROT_READ | PROT_EXEC, RW | PROT_EXEC]);
         let sharing = self.of(&[MAP_PRIVATE, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, MAP_DROPPABLE]);
         let odd = self.of(&[0, 0, MAP_POPULATE, MAP_POPULATE, MAP_GROWSDOWN, MAP_STACK, MAP_NORESERVE, MAP_HUGETLB]);
-        let (number, arguments) = match self.below(20) {
+        let nodes = [1_u64, 0];
+        let (number, arguments) = match self.below(21) {
             0..6 => (MMAP, [at, length, protection, MAP_ANONYMOUS | MAP_FIXED | sharing | odd, u64::MAX, 0]),
             6 => (MMAP, [0, self.of(&[length, length, 1 << 22]), protection, MAP_ANONYMOUS | sharing | odd, 0, 0]),
             7 => (MUNMAP, [at, length, 0, 0, 0, 0]),
@@ -230,6 +231,16 @@ impl Random {
                 (MREMAP, [at, if self.below(8) == 0 { 0 } else { length }, new_length, flags, self.page(), 0])
             }
             18 => (REMAP_FILE_PAGES, [at, length, 0, self.below(20), self.of(&[0, MAP_NONBLOCK]), 0]),
+            19 => {
+                let mode = self.of(&[0, 1, 2, 3, 4, 5, 6, 1 << 15 | 2, 1 << 14 | 3, 1 << 13 | 5]);
+                let (set, most) = (&raw const nodes as u64, self.of(&[0, 2, 64, 128, 1 << 15]));
+                match self.below(4) {
+                    0 => (SET_MEMPOLICY, [mode, set, most, 0, 0, 0]),
+                    1 => (GET_MEMPOLICY, [self.page(), self.place_for_result(), most, at, self.below(8), 0]),
+                    2 => (MOVE_PAGES, [0, self.below(80), self.page(), self.place_for_result(), self.page(), 2]),
+                    _ => (MBIND, [at, length, mode, set, most, self.below(8)]),
+                }
+            }
             _ => match self.below(8) {
                 0 => (MLOCKALL, [self.below(9), 0, 0, 0, 0, 0]),
                 1..3 => (MUNLOCKALL, [0; 6]),

@@ -24,7 +24,7 @@ use crate::linux::process::status::Name;
 use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
 use crate::mm::pool::{Pool, PoolBox, PoolStats};
-use crate::mm::space::{Space, SpaceRef, SpaceUser};
+use crate::mm::space::{NodePolicy, Space, SpaceRef, SpaceUser};
 use crate::sched::{Thread, ThreadRef, Work};
 
 static POOL: Once<Pool<Task>> = Once::new();
@@ -69,6 +69,8 @@ pub struct Task {
     pub name: Cell<Name>,
     /// The value of `personality`: only [`ADDR_NO_RANDOMIZE`](granule_abi::process::ADDR_NO_RANDOMIZE) has an effect.
     pub personality: Cell<u32>,
+    /// Its policy for nodes.
+    pub policy: Cell<NodePolicy>,
     /// Of calls and faults that were short of memory, though nothing was freed for them.
     pub retries: Retries,
     /// The thread that sleeps until this one leaves the space that they share.
@@ -166,6 +168,7 @@ impl Task {
             fault: Cell::new(FaultRecord::default()),
             name: Cell::new(name),
             personality: Cell::new(0),
+            policy: Cell::new(NodePolicy::DEFAULT),
             retries: Retries::default(),
             vfork: Cell::new(None),
         }))
