@@ -26,6 +26,7 @@ mod error;
 #[path = "../../../src/mm/space"]
 mod shipped {
     pub(super) mod area;
+    pub(super) mod node_policy;
 
     /// The contents of an area.
     pub(super) mod shmem {

@@ -31,7 +31,7 @@ use granule_pgtable::PageRange;
 use intrusive_collections::RBTreeLink;
 
 use super::address_space::Space;
-use super::nodes::NodePolicy;
+use super::node_policy::NodePolicy;
 use super::range::{STACK_GUARD, pages};
 use super::shmem::Object;
 use super::shmem::mappers::Mappers;

@@ -11,44 +11,9 @@ use super::area::Area;
 use super::area::tree::Areas;
 use super::entry::{EntryState, state};
 use super::error::SpaceError;
+use super::node_policy::NodePolicy;
 use super::range::{USER_END, clamped_range, pages};
 use crate::smp::Cpu;
-
-/// A policy, in Linux's numbers: the mode, its flags, the home, and the nodes that it shows.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct NodePolicy(u32);
-
-impl NodePolicy {
-    /// None of its own.
-    pub const DEFAULT: Self = Self(0);
-    /// The bits of the mode and of its flags; a home; the nodes, of which arm64 has room for 16.
-    const MODE: u32 = 0xe00f;
-    const HOME: u32 = 1 << 4;
-    const NODES: u32 = 16;
-
-    /// Of a mode, with its flags, and nodes.
-    pub const fn new(mode: u16, nodes: u16) -> Self {
-        Self(mode as u32 & Self::MODE | (nodes as u32) << Self::NODES)
-    }
-
-    /// The mode, with its flags.
-    pub const fn mode(self) -> u32 {
-        self.0 & Self::MODE
-    }
-
-    /// The nodes that it shows.
-    pub const fn nodes(self) -> u64 {
-        (self.0 >> Self::NODES) as u64
-    }
-
-    pub(super) const fn word(self) -> u32 {
-        self.0
-    }
-
-    pub(super) const fn of_word(word: u32) -> Self {
-        Self(word)
-    }
-}
 
 /// What is known of the frame of a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -103,11 +68,11 @@ impl Space {
                 if policy == NodePolicy::DEFAULT {
                     return Ok(area.flags());
                 }
-                if !modes.contains(&(policy.mode() & 0xf)) {
+                if !modes.contains(&policy.kind()) {
                     return Err(SpaceError::NotAllowed);
                 }
                 are_some.set(true);
-                Ok(area.flags().with_policy(NodePolicy(policy.0 | NodePolicy::HOME)))
+                Ok(area.flags().with_policy(policy.with_home()))
             })
             .map_err(too_little_memory)
         };
