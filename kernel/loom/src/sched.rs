@@ -289,6 +289,14 @@ pub fn idle() {
     }
 }
 
+/// `cpu` is about to idle, and waits for no interrupt yet.
+///
+/// # Panics
+/// There is no such CPU.
+pub fn prepare_to_idle(cpu: u32) {
+    queue::prepare_to_idle(smp::cpu(CpuId(cpu)).expect("such a CPU"));
+}
+
 /// Begins what [`idle`] does: the running CPU runs threads until there is none for it.
 pub fn run_ready() {
     queue::run_ready(this_cpu());

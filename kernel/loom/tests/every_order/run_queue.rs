@@ -74,6 +74,24 @@ fn a_look_at_idle_cpus_without_a_barrier_is_caught() {
     assert_caught("deadlock", || started_while_idle(Omitted::Fences));
 }
 
+/// One interrupt is enough for a CPU that idles, so the second thread's goes to another one, where there is one.
+#[test]
+fn a_cpu_that_was_interrupted_is_not_taken_for_idle() {
+    threads_with(1, || {
+        let threads = [(); 2].map(|()| thread(0, Omitted::Nothing, |_| {}));
+        run_on(0);
+        sched::prepare_to_idle(1);
+        for (thread, _) in &threads {
+            thread.start();
+        }
+        assert_eq!(smp::cpu(CpuId(1)).unwrap().interruptions(), 1);
+        sched::run_ready();
+        for (_, runs) in threads {
+            runs.join().unwrap();
+        }
+    });
+}
+
 /// On CPU 0 a thread gives way to one that does not end before it continues; CPU 1 is about to idle.
 fn gives_way_while_idle(omitted: Omitted) {
     threads_with(2, move || {
