@@ -257,6 +257,20 @@ fn refusals() {
     let read_only = call(MMAP, [0, PAGE, PROT_READ, MAP_SHARED, sealed, 0]).expect("memory");
     assert_eq!(pager.register(read_only, PAGE, MISSING).map(drop), Ok(()));
     refusals_up_to_the_end(*pager, &room, source.start);
+    refusals_behind_the_end(*pager, source.start);
+}
+
+/// Behind the end of a file: a shared page would be the file's, and there is none.
+fn refusals_behind_the_end(pager: Pager, source: u64) {
+    let empty = file(0);
+    for (sharing, error) in [(MAP_SHARED, (ENOMEM, -12)), (MAP_PRIVATE, (EFAULT, -14))] {
+        let start = call(MMAP, [0, PAGE, RW, sharing, empty, 0]).expect("memory");
+        assert_eq!(pager.register(start, PAGE, MISSING).map(drop), Ok(()));
+        assert_eq!(pager.copy(start, source, PAGE, 0), Err(error));
+        assert_eq!(pager.copy(start, 0x1000, PAGE, 0), Err(error), "no byte is read");
+        assert_eq!(pager.zero(start, PAGE, 0), Err(error));
+        assert_eq!(pager.poison(start, PAGE, 0), Err((EFAULT, -14)));
+    }
 }
 
 /// Up to the end of all addresses, where nothing can be registered.

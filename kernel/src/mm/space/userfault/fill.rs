@@ -103,6 +103,10 @@ impl Userfaultfd {
         let (is_shared, watched) = {
             let areas = space.areas.read(rest.start());
             let area = self.check_area(&areas, rest, content)?;
+            // There is no page that an object could have there (Linux: `shmem_mfill_folio_alloc`).
+            if area.is_shared() && content != Content::Poison && is_behind_the_end(area, rest.start()) {
+                return Err(UserfaultError::OutOfMemory.into());
+            }
             (area.is_shared(), is_watched(area))
         };
         let filling = match content {
@@ -162,6 +166,11 @@ fn is_watched(area: &Area) -> bool {
     area.is_shared() && area.flags().has_any(AreaFlags::UFFD_WP)
 }
 
+/// Whether the object of `area` ends before `page`.
+fn is_behind_the_end(area: &Area, page: VirtAddr) -> bool {
+    area.object().is_some_and(|object| !object.has_inside(area.page_at(page)))
+}
+
 /// Installs `filling` at the first page of `rest`, in `area`. On an error its frame is the caller's still.
 fn install_filling(
     space: &Space,
@@ -175,7 +184,7 @@ fn install_filling(
     let Some(found) = space.ensure_cells(cpu, pages(page, page + PAGE))? else { return Err(FillError::Exists) };
     let Some(cell) = found.cells.first() else { return Err(FillError::Exists) };
     let place = Place { space, area, page, table: found.table, cell, is_protected: content.is_protected() };
-    if place.is_behind_the_end() {
+    if is_behind_the_end(area, page) {
         return Err(FillError::Fault);
     }
     match filling {
@@ -216,7 +225,7 @@ impl Place<'_> {
         mmu.dmb_ishst();
         let locked = self.space.lock_table(self.table);
         // A truncation moves the end, and comes to this table then.
-        if self.is_behind_the_end() {
+        if is_behind_the_end(self.area, self.page) {
             return Err(FillError::Fault);
         }
         if !self.is_fillable(over_markers) {
@@ -226,11 +235,6 @@ impl Place<'_> {
         locked.note_used(self.page);
         mmu.store(self.cell, if self.is_protected { new.uffd_wp() } else { new });
         Ok(())
-    }
-
-    /// Whether the object ends before the page.
-    fn is_behind_the_end(&self) -> bool {
-        self.area.object().is_some_and(|object| !object.has_inside(self.area.page_at(self.page)))
     }
 
     /// Whether the entry may be replaced. The table's lock is held.

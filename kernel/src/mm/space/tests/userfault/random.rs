@@ -582,6 +582,9 @@ impl World {
                     && (takes_markers && object.is_none_or(|object| !object.has(known.of_object))
                         || !takes_markers && !known.mark && !known.poison);
                 match object.is_none_or(|object| object.has_inside(known.of_object)) {
+                    false if known.kind.is_shared() && content != Content::Poison => {
+                        Err(FillError::Call(UserfaultError::OutOfMemory))
+                    }
                     false => Err(FillError::Fault),
                     true if is_blank => Ok(()),
                     true => Err(FillError::Exists),
