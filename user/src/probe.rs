@@ -67,7 +67,10 @@ pub fn prepare_for(signals: &[u32]) {
 }
 
 /// The signal that the last access raised, as an error, or `Ok`; clears it.
-fn outcome() -> Result<(), Fault> {
+///
+/// # Errors
+/// The access faulted.
+pub fn outcome() -> Result<(), Fault> {
     match SIGNAL.swap(0, Ordering::Relaxed) {
         0 => Ok(()),
         signal => Err(Fault { signal, code: CODE.load(Ordering::Relaxed), address: ADDRESS.load(Ordering::Relaxed) }),

@@ -172,18 +172,46 @@ fn once(kept: &Path, fill: impl FnOnce() -> Result<(), String>) -> Result<(), St
 /// # Errors
 /// When the package cannot be taken.
 pub fn newest_trees(directory: &Path) -> Result<(PathBuf, String), String> {
+    of_newest_linux(directory, |path| path.extension().is_some_and(|ending| ending == "dtb"))
+}
+
+/// The image of that kernel, and the package's name; kept as [`newest_trees`] does, in a directory of its own.
+///
+/// # Errors
+/// When the package cannot be taken.
+pub fn newest_kernel(directory: &Path) -> Result<(PathBuf, String), String> {
+    let is_image = |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz"));
+    let (kept, package) = of_newest_linux(directory, is_image)?;
+    let image = files_that(&kept, is_image).pop().ok_or_else(|| format!("{package} has no image of a kernel"))?;
+    Ok((image, package))
+}
+
+/// The shell for arm64 that needs no library; kept beside what [`newest_kernel`] keeps, which comes first.
+///
+/// # Errors
+/// When the package cannot be taken.
+pub fn shell(directory: &Path) -> Result<PathBuf, String> {
+    let kept = directory.join("busybox-static");
+    once(&kept, || Apt::new(directory.to_owned(), ARM64)?.take("busybox-static", &kept))?;
+    let is_shell = |path: &Path| path.file_name().is_some_and(|name| name == "busybox");
+    files_that(&kept, is_shell).pop().ok_or_else(|| "busybox-static has no busybox".into())
+}
+
+/// The folder with the packages of Debian's newest kernel for arm64 that were unpacked until one had a file that is
+/// wanted, and the kernel's name.
+fn of_newest_linux(directory: &Path, is_wanted: impl Fn(&Path) -> bool + Copy) -> Result<(PathBuf, String), String> {
     let image = newest(directory, ARM64, |apt| {
         let image = apt.depends("linux-image-arm64")?.into_iter().find(|name| name.starts_with("linux-image-"));
         let image = image.ok_or("linux-image-arm64 depends on no kernel image")?;
         let kept = directory.join(&image);
-        once(&kept, || take_trees(apt, &image, &kept))?;
+        once(&kept, || take_until(apt, &image, &kept, is_wanted))?;
         Ok(image)
     })?;
     Ok((directory.join(&image), image))
 }
 
-/// The trees have moved from package to package: the smallest one first.
-fn take_trees(apt: &Apt, image: &str, kept: &Path) -> Result<(), String> {
+/// Files have moved from package to package of a kernel: the smallest one first.
+fn take_until(apt: &Apt, image: &str, kept: &Path, is_wanted: impl Fn(&Path) -> bool + Copy) -> Result<(), String> {
     let mut packages = apt.depends(image)?;
     packages.push(image.to_owned());
     let mut sized = BTreeMap::new();
@@ -192,7 +220,7 @@ fn take_trees(apt: &Apt, image: &str, kept: &Path) -> Result<(), String> {
     }
     for package in sized.values() {
         apt.take(package, kept)?;
-        if !files(kept, "dtb").is_empty() {
+        if !files_that(kept, is_wanted).is_empty() {
             break;
         }
     }
@@ -256,12 +284,17 @@ fn known(newest: &Path) -> Option<String> {
 /// All files below a directory whose names end in `.extension`.
 #[must_use]
 pub fn files(directory: &Path, extension: &str) -> Vec<PathBuf> {
+    files_that(directory, |path| path.extension().is_some_and(|ending| ending == extension))
+}
+
+/// All files below a directory that are wanted.
+fn files_that(directory: &Path, is_wanted: impl Fn(&Path) -> bool + Copy) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            found.extend(files(&path, extension));
-        } else if path.extension().is_some_and(|ending| ending == extension) {
+            found.extend(files_that(&path, is_wanted));
+        } else if is_wanted(&path) {
             found.push(path);
         }
     }

@@ -19,6 +19,7 @@ pub mod blocks;
 pub mod debian;
 pub mod demo;
 pub mod device;
+pub mod differences;
 pub mod gdb;
 pub mod identity;
 pub mod judge;

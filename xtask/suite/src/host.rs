@@ -25,7 +25,7 @@ const DOCUMENTATION: &str = "documentation";
 /// The memory of most tests at most: machines of the others are kept until the process ends, or are large. A test of which
 /// a process had more has failed, as others run beside it that fit with no more; a long one at [`list::MEMORY_MIB`].
 pub const MEMORY_MIB: u64 = 600;
-const LARGER: [(&str, u64); 12] = [
+const LARGER: [(&str, u64); 13] = [
     ("granule::mm::space::tests::random::", 2000),
     ("granule::mm::space::tests::migrate::anything_may_happen_to_a_block", 1600),
     ("granule::mm::kernel::tests::random::", 2000),
@@ -36,6 +36,7 @@ const LARGER: [(&str, u64); 12] = [
     ("granule_host_tests::boards::", 800),
     ("granule_host_tests::loads::", 800),
     ("granule_host_tests::newest_qemu::", 800),
+    ("granule_host_tests::against_linux::", 1200),
     ("granule::mm::space::tests::entries::", 800),
     ("granule::mm::space::tests::tag_storage::", 800),
 ];
@@ -43,7 +44,7 @@ const LARGER: [(&str, u64); 12] = [
 pub const SECONDS: u64 = 240;
 const LONG_SECONDS: u64 = 12 * 3600;
 /// `--long` only. They take half an hour, or a source from the network.
-const NEVER_IN_TURN: [&str; 2] = ["ten_mutants", "linux_s_own_tests"];
+const NEVER_IN_TURN: [&str; 3] = ["ten_mutants", "linux_s_own_tests", super::AGAINST_LINUX];
 
 /// A program of tests.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -19,8 +19,12 @@ mod taken;
 mod target;
 mod took;
 
+/// The tests of `--against-linux`, and those of them for `--long`.
+const AGAINST_LINUX: &str = "granule_host_tests::against_linux::";
+const FOR_LONG: &str = "_for_long";
+
 /// Which tests, and how.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// Run only tests whose name contains a FILTER: PROGRAM::TEST on the host, MACHINE::AREA::TEST on the target
     pub(crate) filter: Vec<String>,
@@ -45,6 +49,10 @@ pub struct Options {
     /// Run one long test of the host and one of the target as well, drawn by the seed: runs in a row take turns
     #[arg(long, conflicts_with = "long")]
     pub(crate) turn: bool,
+    /// Run the programs, and random sequences of calls, on Debian's newest kernel as well, which is fetched, and compare
+    /// what they print; with --long more sequences
+    #[arg(long, conflicts_with_all = ["filter", "target", "machine", "turn", "debug"])]
+    against_linux: bool,
     /// Run all this often, each time with the next seed, and tell which tests failed how often
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) repeat: u64,
@@ -71,7 +79,7 @@ pub struct Options {
 }
 
 /// A board that runs build/granule-tests.img, and the way to it.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct Wire {
     /// Run the target's tests on the board at this serial port, which runs build/granule-tests.img
     #[arg(long, value_name = "PORT", requires = "board", conflicts_with_all = ["host", "machine", "turn", "under_load", "debug", "incremental"])]
@@ -85,6 +93,13 @@ pub struct Wire {
 }
 
 impl Options {
+    /// These, for the tests of `--against-linux` alone.
+    fn against_linux(&self) -> Self {
+        let mut options = Self { filter: vec![AGAINST_LINUX.to_owned()], host: true, long: true, ..self.clone() };
+        options.skip.extend((!self.long).then(|| FOR_LONG.to_owned()));
+        options
+    }
+
     /// Whether a test of this name is asked for.
     fn wants(&self, name: &str) -> bool {
         let is_named = |filters: &[String]| filters.iter().any(|filter| name.contains(filter));
@@ -98,6 +113,8 @@ impl Options {
 /// When one failed, or none is named as asked.
 pub fn run(options: &Options, tools: &Tools, profile: Profile) -> Result<()> {
     let begin = Instant::now();
+    let against_linux = options.against_linux.then(|| options.against_linux());
+    let options = against_linux.as_ref().unwrap_or(options);
     let on_board = options.wire.serial.is_some();
     let on_host = !options.target && options.machine.is_empty() && !on_board;
     // The tests on the host want all images, those on the target their own alone.
@@ -121,7 +138,7 @@ pub fn run(options: &Options, tools: &Tools, profile: Profile) -> Result<()> {
         let mut documentation = None;
         if on_host {
             // They draw no numbers.
-            if round == 0 {
+            if round == 0 && !options.against_linux {
                 documentation = host::document(&list, tools)?;
             }
             host::add(&mut list, &programs)?;
