@@ -20,21 +20,16 @@ use granule_runner::qemu::{Qemu, Reset, Serial, initrd_of};
 use granule_runner::script::{self, PROMPT};
 use granule_runner::serial::Limit;
 
-const LIMIT: Limit = Limit::work(900);
+const LIMIT: Limit = Limit::work(300);
 
 /// Programs that compare each answer with Linux's, or whose end tells that all was as they expect.
-const PROGRAMS: [&str; 30] = [
+const PROGRAMS: [&str; 23] = [
     "accounts",
-    "advice",
     "advice race",
-    "answers",
-    "calls",
     "exec",
     "files",
     "frames",
     "huge",
-    "lifecycle",
-    "lifecycle rounds 10",
     "limits",
     "maps",
     "mappings execute-only",
@@ -42,7 +37,6 @@ const PROGRAMS: [&str; 30] = [
     "memfd race",
     "peek",
     "pidfds",
-    "pie",
     "polls",
     "refusals",
     "remap",
@@ -50,7 +44,6 @@ const PROGRAMS: [&str; 30] = [
     "scan",
     "signals",
     "stress 1 4",
-    "tags",
     "tasks",
     "threads",
     "userfault",
@@ -64,7 +57,7 @@ export PATH=/
 while printf 'granule> '; read -r command words; do
     echo \"$command $words\"
     case $command in
-    run) $words || echo \"error: exited with $?\" ;;
+    run) /$words || echo \"error: exited with $?\" ;;
     poweroff) /busybox poweroff -f ;;
     esac
 done
@@ -124,9 +117,11 @@ fn around_the_programs(shell: &[u8]) -> Vec<u8> {
     newc::trailer(archive).unwrap()
 }
 
-/// What each of the lines has printed on the machine that runs `kernel`.
+/// The text that each of the lines has printed on the machine that runs `kernel`.
 fn printed(kernel: &Path, bootargs: &str, lines: &[String]) -> Vec<String> {
-    let machine = machine::named("default").unwrap();
+    let mut machine = machine::named("default").unwrap();
+    // Programs expect addresses of 48 bits: with FEAT_LPA2 this Linux has 52.
+    machine.cpu.push_str(",lpa2=off");
     let qemu = Qemu::new(&machine, kernel, Serial::Pipes, Reset::Ends, bootargs, &[]);
     let mut session = Vec::new();
     let commands = script::commands(&lines.join("\n"));
@@ -146,8 +141,12 @@ fn programs_print_on_linux_what_they_print_here() {
     let [there, here] = kernels.run(&lines);
     let mut different = String::new();
     for ((line, here), there) in lines.iter().zip(&here).zip(&there) {
-        let without_numbers = |text: &str| text.split(|sign: char| sign.is_ascii_digit()).collect::<String>();
-        if without_numbers(here) != without_numbers(there) {
+        // Nor is a line of a kernel's log.
+        let words = |text: &str| {
+            let lines = text.lines().filter(|line| !line.starts_with('['));
+            lines.flat_map(|line| line.split(|sign: char| sign.is_ascii_digit()).chain(["\n"])).collect::<String>()
+        };
+        if words(here) != words(there) {
             writeln!(different, "{line}\n-- {}\n{there}\n-- here\n{here}", kernels.package).unwrap();
         }
     }

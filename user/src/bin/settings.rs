@@ -1,4 +1,4 @@
-//! What a program sets for its memory: pages that the kernel may lose, what may be executed, and blocks.
+//! Settings of a program for its memory: pages that the kernel may lose, what may be executed, and blocks.
 //!
 //! Each answer is Linux's. `settings inherited` is the program that another one executes.
 

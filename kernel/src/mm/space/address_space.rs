@@ -98,7 +98,7 @@ pub enum Made {
     ByExec,
 }
 
-/// What a program has set for its space, and those that it makes (Linux: `mm->flags`).
+/// Settings that a program has made for its space, and for those that it makes (Linux: `mm->flags`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Settings(u32);
 
@@ -107,7 +107,7 @@ impl Settings {
     pub const NONE: Self = Self(0);
     /// Nothing is executed that may be written, or was not executed from the first (`PR_MDWE_REFUSE_EXEC_GAIN`).
     pub const DENIES_GAIN: Self = Self(1 << 16);
-    /// That ends with this space (`PR_MDWE_NO_INHERIT`).
+    /// No space that is made from this one has it (`PR_MDWE_NO_INHERIT`).
     pub const DENIES_ONCE: Self = Self(1 << 17);
     /// Both.
     pub const DENIES_ALL: Self = Self::DENIES_GAIN.with(Self::DENIES_ONCE);
@@ -198,7 +198,7 @@ impl Space {
         self.settings.fetch_or(commands & BARRIERS, Ordering::Relaxed);
     }
 
-    /// What its program has set.
+    /// The settings that its program has made.
     pub fn settings(&self) -> Settings {
         Settings(self.settings.load(Ordering::Relaxed) & !BARRIERS)
     }

@@ -15,7 +15,7 @@ use super::node_policy::NodePolicy;
 use super::range::{USER_END, clamped_range, pages};
 use crate::smp::Cpu;
 
-/// What is known of the frame of a page.
+/// The place of a page's frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Residence {
     /// Nothing is mapped at its address.
