@@ -157,6 +157,7 @@ fn flags_of_get() {
         (0, MPOL_F_NODE, Err(EINVAL)),
         (NOWHERE, MPOL_F_ADDR, Err(EFAULT)),
         (KERNEL, MPOL_F_ADDR, Err(EFAULT)),
+        (u64::MAX, MPOL_F_ADDR, Err(EFAULT)),
         (NOWHERE, MPOL_F_ADDR | MPOL_F_NODE, Err(EFAULT)),
     ] {
         equal(("get", flags), get(at, flags), wanted);

@@ -117,6 +117,19 @@ fn pages_of_files() {
     equal("a private one's", remap(map_file(file, 2, RW, MAP_PRIVATE), 1, 1), Err(EINVAL));
     equal("sealed", call(MSEAL, [of_file, PAGE, 0]), Ok(0));
     equal("it stays", remap(of_file, 1, 0), Err(EPERM));
+    sealed_file();
+}
+
+/// A mapping that was made before the seal.
+fn sealed_file() {
+    let file = File::memory(c"sealed", MFD_ALLOW_SEALING).expect("a file");
+    file.resize(2 * PAGE).expect("its size");
+    let remap = |at, page| call(REMAP_FILE_PAGES, [at, PAGE, 0, page, 0]);
+    let [written, read] = [RW, PROT_READ].map(|protection| map_file(*file, 1, protection, MAP_SHARED));
+    equal("a seal", file.fcntl(F_ADD_SEALS, F_SEAL_FUTURE_WRITE), Ok(0));
+    equal("may be written", remap(written, 1), Err(EPERM));
+    equal("may be read", remap(read, 1), Ok(0));
+    equal("never written", call(MPROTECT, [read, PAGE, RW]).map(drop), Err(EACCES));
 }
 
 fn refused() {

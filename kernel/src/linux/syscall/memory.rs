@@ -408,6 +408,10 @@ pub(super) fn remap_file_pages(call: &mut Syscall<'_>) -> Answer {
     if first_page > (i64::MAX as u64 - bytes) / PAGE {
         return Err(Errno::EOVERFLOW);
     }
+    let is_sealed = mapped.object.seals().refuse_writes();
+    if is_sealed && mapped.protection.contains(Protection::WRITE) {
+        return Err(Errno::EPERM);
+    }
     let populate = flags & MAP_NONBLOCK == 0;
     let request = MapRequest {
         placement: Placement::Fixed(VirtAddr(start)),
@@ -419,7 +423,7 @@ pub(super) fn remap_file_pages(call: &mut Syscall<'_>) -> Answer {
     let terms = Terms {
         limits: call.task.process().limits.of_space(),
         locking: space.locking_of_new(mapped.is_locked),
-        file: Some(MappedFile { object: &mapped.object, first_page, may_write: true }),
+        file: Some(MappedFile { object: &mapped.object, first_page, may_write: !is_sealed }),
         ..Terms::NONE
     };
     space.mmap_within(this_cpu(), &request, &terms, &|| call.is_killed())?;

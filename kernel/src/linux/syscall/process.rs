@@ -254,6 +254,9 @@ pub(super) fn execve(call: &mut Syscall<'_>) -> Answer {
         let drawn = Drawn::new(this_cpu(), call.task.personality.get());
         exec::load(this_cpu(), file, &path, &limits, counts, drawn, add).map_err(ExecError::errno)?
     };
+    if loaded.writes_code && call.task.space().settings().denies_in_next() {
+        return Err(Errno::EACCES);
+    }
     let mut files = call.task.files().prepare_exec()?;
     exit::kill_other_threads(call.task)?;
     if !call.task.files().is_as_prepared(&files) {

@@ -133,6 +133,11 @@ impl Settings {
         self.0 & others.0 == others.0
     }
 
+    /// Whether a space that is made from one with these denies memory that is written and executed.
+    pub const fn denies_in_next(self) -> bool {
+        self.has(Self::DENIES_GAIN) && !self.has(Self::DENIES_ONCE)
+    }
+
     /// Whether memory with protection `old` may not get `new` (Linux: `map_deny_write_exec`).
     #[inline(always)]
     pub(super) const fn deny(self, old: Protection, new: Protection) -> bool {

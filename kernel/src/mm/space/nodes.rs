@@ -82,7 +82,7 @@ impl Space {
 
     /// The policy at `address`, if something is mapped there.
     pub fn policy_at(&self, address: VirtAddr) -> Option<NodePolicy> {
-        self.with_area(address, |area| area.flags().policy())
+        self.with_area(address.align_down(PAGE), |area| area.flags().policy())
     }
 
     /// Where the page at `address` is. It may be elsewhere by now.

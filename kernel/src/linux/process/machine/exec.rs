@@ -62,6 +62,8 @@ pub struct Loaded {
     pub handlers: Counted<Handlers>,
     /// Its name.
     pub name: Name,
+    /// Whether a segment may be written and executed.
+    pub writes_code: bool,
 }
 
 impl Loaded {
@@ -165,6 +167,7 @@ pub fn load(
         stack,
         handlers: first_handlers()?,
         name: Name::of(path),
+        writes_code: program.segments().any(|segment| segment.access.write && segment.access.execute),
         space,
     })
 }

@@ -78,7 +78,8 @@ pub fn relieve(task: &Task, thread: &Thread, attempt: Attempt) -> Relief {
     services::give_back(this_cpu());
     // Once: programs that use what they free would go on for ever.
     let mut has_freed = kernel().spaces.reclaim(this_cpu(), wanted, Used::Keep, &is_killed) != 0;
-    has_freed |= !frames.has_room_for(wanted) && drop_pages();
+    // Not counted as freed: these come again, with the next use of each.
+    let dropped = if frames.has_room_for(wanted) { Dropped::Nothing } else { drop_pages(task, wanted, &is_killed) };
     let [mut pause, longest] = PAUSES;
     loop {
         let has_room = frames.has_room_for(wanted);
@@ -87,6 +88,10 @@ pub fn relieve(task: &Task, thread: &Thread, attempt: Attempt) -> Relief {
         }
         if is_killed() {
             return Relief::Ending;
+        }
+        // What this call brings goes for itself, again and again: it fails, and no other process ends for it.
+        if has_room && dropped == Dropped::Own {
+            return Relief::None;
         }
         // From here on a process ends.
         has_freed = true;
@@ -107,19 +112,34 @@ pub fn relieve(task: &Task, thread: &Thread, attempt: Attempt) -> Relief {
     }
 }
 
-/// Takes the pages away that programs can lose; whether there were some.
-fn drop_pages() -> bool {
-    let (mut id, mut dropped) = (0, 0);
-    while let Some((next, found)) = next_after(id) {
+/// The droppable pages that were taken away.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Dropped {
+    Nothing,
+    OfOthers,
+    /// Of the process that has no memory, too.
+    Own,
+}
+
+/// Takes pages away that programs can lose, process by process, until there is room for `wanted` frames or `is_killed`.
+fn drop_pages(task: &Task, wanted: usize, is_killed: &dyn Fn() -> bool) -> Dropped {
+    let (frames, mut id, mut dropped) = (kernel().frames, 0, Dropped::Nothing);
+    while !is_killed()
+        && !frames.has_room_for(wanted)
+        && let Some((next, found)) = next_after(id)
+    {
         id = next;
         relax();
-        if let OomCheck::Candidate(candidate) = found {
-            dropped += candidate.space.drop_pages(this_cpu());
+        if let OomCheck::Candidate(candidate) = found
+            && candidate.space.drop_pages(this_cpu()) != 0
+        {
+            let is_own = candidate.id == task.process().id();
+            dropped = if is_own || dropped == Dropped::Own { Dropped::Own } else { Dropped::OfOthers };
+            // The frames in this CPU's magazine are not there for programs on other CPUs.
+            frames.drain_cpu(this_cpu());
         }
     }
-    // The frames in this CPU's magazine are not there for programs on other CPUs.
-    kernel().frames.drain_cpu(this_cpu());
-    dropped != 0
+    dropped
 }
 
 /// Whether the running thread should choose now: no other does, and no process is ending.
