@@ -122,7 +122,7 @@ enum Dropped {
 }
 
 /// Takes pages away that programs can lose, process by process, until there is room for `wanted` frames or `is_killed`.
-fn drop_pages(task: &Task, wanted: usize, is_killed: &dyn Fn() -> bool) -> Dropped {
+fn drop_pages(task: &Task, wanted: usize, is_killed: impl Fn() -> bool) -> Dropped {
     let (frames, mut id, mut dropped) = (kernel().frames, 0, Dropped::Nothing);
     while !is_killed()
         && !frames.has_room_for(wanted)
