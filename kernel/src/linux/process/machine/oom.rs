@@ -79,7 +79,7 @@ pub fn relieve(task: &Task, thread: &Thread, attempt: Attempt) -> Relief {
     // Once: programs that use what they free would go on for ever.
     let mut has_freed = kernel().spaces.reclaim(this_cpu(), wanted, Used::Keep, &is_killed) != 0;
     // Not counted as freed: these come again, with the next use of each.
-    let dropped = if frames.has_room_for(wanted) { Dropped::Nothing } else { drop_pages(task, wanted, &is_killed) };
+    let dropped = if frames.has_room_for(wanted) { Dropped::Nothing } else { drop_pages(task, wanted, is_killed) };
     let [mut pause, longest] = PAUSES;
     loop {
         let has_room = frames.has_room_for(wanted);
