@@ -89,7 +89,7 @@ pub fn relieve(task: &Task, thread: &Thread, attempt: Attempt) -> Relief {
         if is_killed() {
             return Relief::Ending;
         }
-        // What this call brings goes for itself, again and again: it fails, and no other process ends for it.
+        // Pages that this call brings go for itself, again and again: it fails, and no other process ends for it.
         if has_room && dropped == Dropped::Own {
             return Relief::None;
         }
