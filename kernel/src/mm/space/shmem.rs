@@ -379,7 +379,7 @@ impl Object {
     /// the page waits.
     ///
     /// # Errors
-    /// [`FillError::Exists`] (it has a frame), [`FillError::Fault`] (it is after the end), or there is no memory.
+    /// [`FillError::Exists`] (it has a frame), or there is no memory, or no page: it is after the end.
     pub(super) fn fill(
         &self,
         cpu: &Cpu,
@@ -392,7 +392,7 @@ impl Object {
         // No truncation: what is after the end has no contents. Nor does anything take the page away before it is mapped.
         let _state = self.state.read();
         if !self.has_inside(page) {
-            return Err(FillError::Fault);
+            return Err(OutOfMemory.into());
         }
         let mmu = &self.common.mmu;
         if mmu.load(cell) != Descriptor::EMPTY {

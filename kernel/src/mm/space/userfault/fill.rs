@@ -18,6 +18,7 @@ use super::super::range::pages;
 use super::super::shmem::Object;
 use super::super::shmem::pages::Arrival;
 use super::{FillError, UserfaultError, Userfaultfd, range_of_call};
+use crate::mm::OutOfMemory;
 use crate::mm::tlb::user::Leaf;
 use crate::sched::{self, relax};
 use crate::smp::Cpu;
@@ -103,9 +104,8 @@ impl Userfaultfd {
         let (is_shared, watched) = {
             let areas = space.areas.read(rest.start());
             let area = self.check_area(&areas, rest, content)?;
-            // There is no page that an object could have there (Linux: `shmem_mfill_folio_alloc`).
             if area.is_shared() && content != Content::Poison && is_behind_the_end(area, rest.start()) {
-                return Err(UserfaultError::OutOfMemory.into());
+                return Err(behind_the_end(area, content));
             }
             (area.is_shared(), is_watched(area))
         };
@@ -171,6 +171,11 @@ fn is_behind_the_end(area: &Area, page: VirtAddr) -> bool {
     area.object().is_some_and(|object| !object.has_inside(area.page_at(page)))
 }
 
+/// The error of a page there: an object could have none for it (Linux: `shmem_mfill_folio_alloc`).
+fn behind_the_end(area: &Area, content: Content) -> FillError {
+    if area.is_shared() && content != Content::Poison { OutOfMemory.into() } else { FillError::Fault }
+}
+
 /// Installs `filling` at the first page of `rest`, in `area`. On an error its frame is the caller's still.
 fn install_filling(
     space: &Space,
@@ -185,7 +190,7 @@ fn install_filling(
     let Some(cell) = found.cells.first() else { return Err(FillError::Exists) };
     let place = Place { space, area, page, table: found.table, cell, is_protected: content.is_protected() };
     if is_behind_the_end(area, page) {
-        return Err(FillError::Fault);
+        return Err(behind_the_end(area, content));
     }
     match filling {
         Filling::Frame(frame) if area.is_shared() => match area.object() {
