@@ -28,7 +28,7 @@ use super::start::IDLE;
 use super::timeout::Timeouts;
 use super::{Thread, ThreadRef, Work, current, switch, timeout};
 use crate::chip::timer::{self, Deadline, Purpose};
-use crate::smp::{self, Cpu, CpuId, CpuSet, this_cpu};
+use crate::smp::{self, Cpu, CpuSet, this_cpu};
 use crate::stretches;
 use crate::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, fence};
 use crate::sync::{IrqLock, rank};
@@ -223,13 +223,12 @@ pub(super) fn interrupt(thread: &Thread) {
 fn wake_idle(cpu: &Cpu) {
     fence(Ordering::SeqCst);
     let idle = CpuSet::from_bits(IDLE.load(Ordering::Relaxed)).without(cpu.id);
-    // Cleared here, so that the next interrupt goes to another CPU; of two CPUs that choose one at once, one goes on.
-    let takes = |other: &CpuId| {
-        let bit = CpuSet::of(*other).bits();
-        IDLE.fetch_and(!bit, Ordering::Relaxed) & bit != 0
-    };
-    if let Some(other) = idle.iter().find(takes).and_then(smp::cpu) {
-        smp::notify(other);
+    if let Some(other) = idle.iter().next() {
+        // Cleared here, so that the next interrupt goes to another CPU.
+        IDLE.fetch_and(!(1 << other.0), Ordering::Relaxed);
+        if let Some(other) = smp::cpu(other) {
+            smp::notify(other);
+        }
     }
 }
 
