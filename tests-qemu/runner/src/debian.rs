@@ -143,8 +143,7 @@ fn newest(
 ) -> Result<String, String> {
     let text = |error: std::io::Error| format!("{}: {error}", directory.display());
     fs::create_dir_all(directory).map_err(text)?;
-    let lock = fs::File::create(directory.join("lock")).map_err(text)?;
-    lock.lock().map_err(text)?;
+    let _lock = locked(&directory.join("lock"))?;
     let newest = directory.join("newest");
     if let Some(name) = known(&newest) {
         return Ok(name);
@@ -156,14 +155,24 @@ fn newest(
     Ok(name)
 }
 
-/// Fills the folder `kept` once: a file beside it says that it is whole.
+/// Fills the folder `kept` once: a file beside it says that it is whole. Others that want the same wait.
 fn once(kept: &Path, fill: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
-    let done = PathBuf::from(format!("{}.complete", kept.display()));
+    let beside = |ending: &str| PathBuf::from(format!("{}.{ending}", kept.display()));
+    let done = beside("complete");
+    let _lock = locked(&beside("lock"))?;
     if !done.exists() {
         fill()?;
         fs::write(&done, "").map_err(|error| format!("{}: {error}", done.display()))?;
     }
     Ok(())
+}
+
+/// A lock that other processes wait for, until it is dropped: a file, which is made.
+fn locked(path: &Path) -> Result<fs::File, String> {
+    let text = |error: std::io::Error| format!("{}: {error}", path.display());
+    let lock = fs::File::create(path).map_err(text)?;
+    lock.lock().map_err(text)?;
+    Ok(lock)
 }
 
 /// The folder with the device trees of Debian's newest kernel for arm64, and the package's name. `directory` keeps them
