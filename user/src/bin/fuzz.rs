@@ -286,12 +286,11 @@ const ADVICE: [[u64; 5]; 4] = [
     [MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, 16, 17, 1 << 32],
 ];
 /// Calls that get anything.
-const OTHERS: [[usize; 4]; 5] = [
+const OTHERS: [[usize; 4]; 4] = [
     [CLOCK_GETTIME, CLOCK_GETRES, UNAME, GETCPU],
     [SIGALTSTACK, RT_SIGPENDING, SET_TID_ADDRESS, SCHED_YIELD],
     [PRCTL, IOCTL, CLOSE, CLOSE],
     [PIDFD_OPEN, PIDFD_SEND_SIGNAL, PROCESS_MADVISE, PROCESS_MRELEASE],
-    [MBIND, SET_MEMPOLICY_HOME_NODE, MIGRATE_PAGES, MOVE_PAGES],
 ];
 /// How many pages there are to be handled as the calls like.
 const PAGES: u64 = 64;

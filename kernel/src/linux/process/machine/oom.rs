@@ -2,10 +2,11 @@
 //!
 //! [`relieve`] is called where a fault or a call of a program failed for want of frames, with no lock held and nothing
 //! changed. It returns when there are frames again. Frames that the kernel keeps unused go first ([`services`]), then
-//! pages of files, which can be had again, and pages that programs can lose (`MAP_DROPPABLE`). Then one process ends at a time; others wait for it, but not for ever: one that
-//! does not end in time is excluded from the next choice. Neither ending nor the choice allocates memory: processes are
-//! measured one after the other, found by number, and the lock of all processes is held for one step at a time. The
-//! measure of a process is its space and what is [charged](super::charge) to it.
+//! pages of files, which can be had again, and pages that programs can lose (`MAP_DROPPABLE`). Then one process ends at a
+//! time; others wait for it, but not for ever: one that does not end in time is excluded from the next choice. Neither
+//! ending nor the choice allocates memory: processes are measured one after the other, found by number, and the lock of
+//! all processes is held for one step at a time. The measure of a process is its space and what is
+//! [charged](super::charge) to it.
 //!
 //! A process ends as well where there are frames whenever a call asks, and too few whenever it is repeated: see
 //! [`retries`](crate::linux::process::retries).
