@@ -1,7 +1,7 @@
 //! The guarded heap: every planted bug is found while interrupts and other CPUs allocate and free, and nothing else is.
 //!
 //! Probes make the wrong accesses of most tests: their faults come back as values. The others end the kernel; the
-//! runner's tests (tests-qemu/host/tests/guarded_heap.rs) read their reports.
+//! runner's tests (tests-qemu/host/tests/outside/guarded_heap.rs) read their reports.
 
 #![allow(unsafe_code, reason = "accesses that must fault, and objects that are freed by hand")]
 

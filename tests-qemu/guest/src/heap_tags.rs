@@ -1,7 +1,7 @@
 //! Tags of the kernel's heap, and the checks of the kernel's own accesses.
 //!
 //! Probes make the wrong accesses of most tests: their faults come back as values. The others end the kernel; the
-//! runner's tests (tests-qemu/host/tests/heap_tags.rs) read their reports.
+//! runner's tests (tests-qemu/host/tests/outside/heap_tags.rs) read their reports.
 
 #![allow(unsafe_code, reason = "accesses that must fault, and objects that are freed by hand")]
 

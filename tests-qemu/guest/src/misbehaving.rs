@@ -1,7 +1,8 @@
 //! Guests that fail, hang, die and lie, each in its own way.
 //!
-//! They are not tests of the kernel: the runner's own tests (tests-qemu/host/tests/misbehaving_guests.rs) run each of
-//! them and assert the verdict that it must get. [`innocent`] stands among them to show that the rest still runs.
+//! They are not tests of the kernel: the runner's own tests (tests-qemu/host/tests/outside/misbehaving_guests.rs) run
+//! each of them and assert the verdict that it must get. [`innocent`] stands among them to show that the rest still
+//! runs.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;

@@ -1,6 +1,6 @@
 //! Support for tests that drive a machine from outside: finished images, and a machine at its prompt.
 //!
-//! The tests are in `tests/`. They need what `./x build` leaves in `build/`, so `./x test` is how they are run; a
+//! The tests are in `tests/outside/`. They need what `./x build` leaves in `build/`, so `./x test` is how they are run; a
 //! `cargo test` of one's own works after a build.
 
 #![forbid(unsafe_code)]

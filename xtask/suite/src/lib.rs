@@ -20,7 +20,7 @@ mod target;
 mod took;
 
 /// The tests of `--against-linux`, and those of them for `--long`.
-const AGAINST_LINUX: &str = "granule_host_tests::against_linux::";
+const AGAINST_LINUX: &str = "granule_host_tests::outside::against_linux::";
 const FOR_LONG: &str = "_for_long";
 
 /// Which tests, and how.

@@ -1,5 +1,5 @@
 //! Changes and accesses of a device, each printed in a line, which a test compares with QEMU's trace
-//! (`tests-qemu/host/tests/smmu_trace.rs`).
+//! (`tests-qemu/host/tests/outside/smmu_trace.rs`).
 
 #![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
 
