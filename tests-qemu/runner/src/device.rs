@@ -9,6 +9,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::tree;
+
 /// Names, and what QEMU calls these devices, with the options that they cannot do without here: the SMMU in front of
 /// virtio devices too, no ROMs, which distributions package apart, and no end to edu's addresses.
 const SHORT: [(&str, &str); 6] = [
@@ -102,17 +104,18 @@ pub(crate) fn make_disk(devices: &[String], disk: &Path) -> io::Result<()> {
     if !wanted || fs::metadata(disk).is_ok_and(|found| found.len() == size) {
         return Ok(());
     }
-    // Another process may write it too: both write the same.
-    let unfinished = disk.with_extension(format!("{}", std::process::id()));
+    // Another thread or process may write it too: both write the same.
+    let unfinished = tree::unfinished(disk);
     fs::write(&unfinished, (0..SECTORS).flat_map(sector).collect::<Vec<u8>>())?;
     fs::rename(unfinished, disk)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::path::Path;
 
-    use super::{arguments, kind, name, sector};
+    use super::{SECTOR, SECTORS, arguments, kind, make_disk, name, sector};
 
     #[test]
     fn short_names_get_what_they_need_and_others_are_left_alone() {
@@ -129,6 +132,23 @@ mod tests {
         let line = arguments(&["virtio-rng-mmio".into()], Path::new("")).join(" ".as_ref());
         assert_eq!(line.to_str().unwrap(), "-global virtio-mmio.force-legacy=false -device virtio-rng-device");
         assert_eq!(["virtio-rng-mmio", "nvme,bus=b"].map(kind), ["virtio-rng", "nvme"]);
+    }
+
+    #[test]
+    fn a_disk_is_whole_whichever_machines_are_started_at_once() {
+        let folder = std::env::temp_dir().join(format!("granule-disk-{}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        for round in 0..8 {
+            let disk = folder.join(format!("{round}.img"));
+            std::thread::scope(|scope| {
+                let make = || {
+                    make_disk(&["nvme".into()], &disk).unwrap();
+                    assert_eq!(fs::metadata(&disk).unwrap().len(), SECTOR as u64 * SECTORS);
+                };
+                (0..4).for_each(|_| drop(scope.spawn(make)));
+            });
+        }
+        fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]

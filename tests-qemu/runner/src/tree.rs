@@ -37,7 +37,6 @@ pub(crate) fn write(
     storage: TagStorage,
     kernel: &Path,
 ) -> Result<PathBuf> {
-    static WRITTEN: AtomicU32 = AtomicU32::new(0);
     for option in extra.windows(2).filter(|pair| CHANGE_THE_TREE.iter().any(|option| pair[0] == *option)) {
         qemu.args(option);
     }
@@ -45,8 +44,7 @@ pub(crate) fn write(
     let mut hasher = DefaultHasher::new();
     qemu.get_args().for_each(|argument| argument.hash(&mut hasher));
     let file = kernel.with_file_name(format!("{name}-{:08x}.dtb", hasher.finish() as u32));
-    let number = WRITTEN.fetch_add(1, Ordering::Relaxed);
-    let unfinished = file.with_extension(format!("{}-{number}", std::process::id()));
+    let unfinished = unfinished(&file);
     // A comma in a value is written twice.
     let dump = format!("dumpdtb={}", unfinished.display().to_string().replace(',', ",,"));
     let ended = qemu.args(["-machine", &dump]).stdin(Stdio::null()).output().context("cannot start QEMU")?;
@@ -55,6 +53,13 @@ pub(crate) fn write(
     fs::write(&unfinished, with_region(&tree, storage)?)?;
     fs::rename(&unfinished, &file)?;
     Ok(file)
+}
+
+/// The name that a file has until it is whole and renamed: of this call alone, whatever else writes the same file.
+pub(crate) fn unfinished(file: &Path) -> PathBuf {
+    static CALLS: AtomicU32 = AtomicU32::new(0);
+    let call = CALLS.fetch_add(1, Ordering::Relaxed);
+    file.with_extension(format!("{}-{call}", std::process::id()))
 }
 
 /// The tree with the region at the end of memory.
