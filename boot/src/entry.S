@@ -315,8 +315,13 @@ configure_el1:
     msr     S3_0_C5_C6_1, xzr               // TFSRE0_EL1
 2:  msr     mair_el1, x1
 
+    // PACIASP and PACIBSP accept at EL0 what they accept under Linux.
+    id_field x0, id_aa64pfr1_el1, {PFR1_BT}
+    cbz     x0, 2f
+    orr     x26, x26, #{SCTLR_BT0}
+
     // PAN from the start where it exists; where not, SPAN is RES1.
-    id_field x0, id_aa64mmfr1_el1, {MMFR1_PAN}
+2:  id_field x0, id_aa64mmfr1_el1, {MMFR1_PAN}
     cbz     x0, 3f
     mov     x1, #{PSTATE_PAN}
     msr     S3_0_C4_C2_3, x1                // PAN

@@ -7,7 +7,7 @@ use core::mem::offset_of;
 use crate::closed::{as_assembly, registers};
 use aarch64_cpu::registers::{CPACR_EL1, ID_AA64DFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64PFR1_EL1, SCTLR_EL1, TCR_EL1};
 use arm_sysregs::el0::registers::{CtrEl0, PmcrEl0};
-use arm_sysregs::el1::registers::{GcrEl1, RgsrEl1, SctlrEl1, TcrEl1};
+use arm_sysregs::el1::registers::{GcrEl1, IdAa64pfr1El1, RgsrEl1, SctlrEl1, TcrEl1};
 use granule::boot_info::BootInfo;
 use granule::chip::log::{RING, Ring};
 use granule::mm::kernel::image;
@@ -28,7 +28,7 @@ const PE_HEADERS: usize = PAGE_SIZE - 64;
 /// Level 3 tables of the early map: the image may take 2 MiB for each.
 const EARLY_MAP_TABLES: usize = 4;
 
-/// SCTLR_EL1 as the kernel runs. entry.S adds SPAN where there is no PAN, [`SCTLR_TAGS`] where there is MTE. EL0 may do
+/// SCTLR_EL1 as the kernel runs. entry.S adds SPAN where there is no PAN, [`SCTLR_TAGS`] where there is MTE, BT0 where there is BTI. EL0 may do
 /// what it may do under Linux: cache maintenance by address, DC ZVA, reading CTR_EL0, WFE. WXN stays off because the
 /// tables keep that rule, seen by the audit.
 const SCTLR_EL1_MMU_ON: u64 = mmu::SCTLR_MMU_ON & !SctlrEl1::SPAN.bits()
@@ -98,6 +98,7 @@ core::arch::global_asm!(
     TCR_TAGS = const TCR_TAGS,
     GCR_EL1 = const GCR,
     RGSR_SEED = const RgsrEl1::SEED_SHIFT,
+    SCTLR_BT0 = const SctlrEl1::BT0.bits(),
     SCTLR_EPAN = const SctlrEl1::EPAN_SHIFT,
     SCTLR_SPAN = const SctlrEl1::SPAN.bits(),
     CPACR_EL1 = const CPACR,
@@ -114,6 +115,7 @@ core::arch::global_asm!(
     // Where the fields of the ID registers begin.
     DFR0_PMUVER = const ID_AA64DFR0_EL1::PMUVer.shift,
     PFR1_MTE = const ID_AA64PFR1_EL1::MTE.shift,
+    PFR1_BT = const IdAa64pfr1El1::BT_SHIFT,
     MMFR1_PAN = const ID_AA64MMFR1_EL1::PAN.shift,
     MMFR1_TIDCP1 = const 52,
     SCTLR_TIDCP = const 1u64 << 63,

@@ -116,8 +116,8 @@ const TYPE_MARKER: u64 = 31;
 /// Caches of all CPUs, and of devices, show the same.
 const SHARED: u64 = bits::SH_INNER;
 
-/// The accesses that a mapping permits to EL0: `PROT_READ`, `PROT_WRITE` and `PROT_EXEC` by their numbers, and whether
-/// tags are checked.
+/// The accesses that a mapping permits to EL0: `PROT_READ`, `PROT_WRITE` and `PROT_EXEC` by their numbers, whether tags
+/// are checked, and whether branches are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Protection(u8);
 
@@ -132,8 +132,10 @@ impl Protection {
     pub const EXECUTE: Self = Self(4);
     /// Loads and stores are checked against the tags of the memory (`PROT_MTE`, which has another number).
     pub const TAGGED: Self = Self(8);
+    /// Indirect branches end at BTI instructions that accept them (`PROT_BTI`, FEAT_BTI).
+    pub const GUARDED: Self = Self(16);
     /// How many there are.
-    pub const COUNT: usize = 16;
+    pub const COUNT: usize = 32;
 
     /// The one with these bits; `None` where there is none.
     pub const fn from_bits(bits: u8) -> Option<Self> {
@@ -148,7 +150,7 @@ impl Protection {
     /// The accesses alone.
     #[must_use]
     pub const fn accesses(self) -> Self {
-        Self(self.0 & !Self::TAGGED.0)
+        Self(self.0 & !(Self::TAGGED.0 | Self::GUARDED.0))
     }
 
     /// The intersection of the two.
@@ -181,6 +183,7 @@ impl Attributes {
     /// no dirty pages adds [`Self::dirty`].
     pub const fn user(memory: MemoryType, protection: Protection) -> Self {
         let base = bits::NG | bits::AF | bits::PXN | bits::UXN | bits::RDONLY | SHARED | Self::index(memory);
+        let base = base | Self::guard(protection);
         if protection.accesses().bits() == Protection::NONE.bits() {
             return Self(base | bits::PROT_NONE);
         }
@@ -202,11 +205,16 @@ impl Attributes {
         Self(self.0 & !bits::ATTR_INDEX | Self::index(memory))
     }
 
-    /// Attributes by which EL0 may execute and nothing else: for CPUs with FEAT_PAN3, on others privileged accesses
-    /// would pass by PAN.
-    pub const fn execute_only(memory: MemoryType) -> Self {
+    /// Attributes by which EL0 may execute and nothing else, in pages that are [guarded](Protection::GUARDED) as
+    /// `protection` has it: for CPUs with FEAT_PAN3, on others privileged accesses would pass by PAN.
+    pub const fn execute_only(memory: MemoryType, protection: Protection) -> Self {
         let base = bits::VALID | bits::NG | bits::AF | bits::PXN | bits::RDONLY;
-        Self(base | SHARED | Self::index(memory))
+        Self(base | SHARED | Self::index(memory) | Self::guard(protection))
+    }
+
+    /// The field GP (Arm ARM D8.5.4).
+    const fn guard(protection: Protection) -> u64 {
+        if protection.contains(Protection::GUARDED) { bits::GP } else { 0 }
     }
 
     /// A page of the kernel in a user space, for devices: EL0 has no access. Created young and dirty, since a device

@@ -73,6 +73,8 @@ pub mod branch {
         BREAK_CODE = 19;
         /// FEAT_SB: a barrier to speculation.
         SPECULATION_BARRIER = 20;
+        /// FEAT_BTI: branches may be checked where they end.
+        BTI = 21;
     }
 
     // Sites with one identifier are taken together, whatever each of them asks; those of the lab begin at `FIRST_LAB`.
@@ -139,6 +141,7 @@ impl SystemFeatures {
             branch::EXECUTE_ONLY => self.cpus.pan() == Pan::Epan,
             branch::MTE => self.has_tags(),
             branch::SPECULATION_BARRIER => self.cpus.sb(),
+            branch::BTI => self.cpus.bti(),
             branch::ACCESS_FLAG => self.cpus.hafdbs() >= HardwareUpdates::AccessFlag,
             memory::branch::MOPS => self.cpus.mops(),
             memory::branch::DC_ZVA => self.cpus.dc_zva().is_some(),

@@ -38,7 +38,17 @@ const _: () = assert!(size_of::<TrapFrame>().is_multiple_of(16));
 // `user.S` moves SP by the STP and LDP of x0 and x1.
 const _: () = assert!(core::mem::offset_of!(TrapFrame, x) == 0 && size_of::<TrapFrame>() <= 504);
 
+/// PSTATE.BTYPE: how the code came to its next instruction, where that was an indirect branch (Arm ARM D8.5.4).
+pub const SPSR_BTYPE: u64 = 0b11 << 10;
+
 impl TrapFrame {
+    /// Passes the instruction at `elr`, which has no effect.
+    pub(super) const fn skip(&mut self) {
+        const INSTRUCTION: u64 = 4;
+        self.elr += INSTRUCTION;
+        self.spsr &= !SPSR_BTYPE;
+    }
+
     /// The registers of a thread that begins at EL0, at `pc`: all others zero, nothing masked.
     pub fn at_el0(pc: VirtAddr, sp: VirtAddr) -> Self {
         Self { elr: pc.0, sp: sp.0, ..Self::default() }

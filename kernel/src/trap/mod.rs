@@ -28,7 +28,7 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::esr::{FaultStatus, Syndrome};
 use granule_arch::{barrier, translate};
 
-pub use frame::TrapFrame;
+pub use frame::{SPSR_BTYPE, TrapFrame};
 pub use per_cpu::PerCpu;
 pub use probe::ProbeFault;
 

@@ -12,13 +12,11 @@ use crate::sched::{self, Thread, UserEntry, Work};
 
 /// A synchronous exception that is no system call, and no abort that was served. Interrupts on.
 pub(super) extern "C" fn user_exception(frame: &mut TrapFrame, thread: &Thread) {
-    /// Bytes of an instruction.
-    const INSTRUCTION: u64 = 4;
     sched::collect_tag_faults(thread);
     match frame.syndrome().class() {
         Some(Class::TrappedFP) => sched::first_use_of_fp(thread),
         // To wait for an interrupt is the kernel's to decide, and returning at once is within the architecture's hint.
-        Some(Class::TrappedWFIorWFE) => frame.elr += INSTRUCTION,
+        Some(Class::TrappedWFIorWFE) => frame.skip(),
         _ => {
             (entry_of(thread).exception)(frame, thread);
         }

@@ -344,6 +344,11 @@ fn what_a_program_sets_for_its_memory_holds_as_on_linux(t: &mut Test) {
     succeeds(t, "settings");
 }
 
+target_test!(branches_to_guarded_pages_end_at_landing_pads, limit(60));
+fn branches_to_guarded_pages_end_at_landing_pads(t: &mut Test) {
+    succeeds(t, if kernel().features().cpus.bti() { "bti exec" } else { "bti without" });
+}
+
 target_test!(policies_for_nodes_are_kept_as_on_linux, limit(60));
 fn policies_for_nodes_are_kept_as_on_linux(t: &mut Test) {
     succeeds(t, "nodes");

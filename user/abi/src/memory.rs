@@ -8,6 +8,8 @@ pub const PROT_WRITE: u64 = 2;
 pub const PROT_EXEC: u64 = 4;
 /// Loads and stores are checked against the tags of the memory (FEAT_MTE).
 pub const PROT_MTE: u64 = 0x20;
+/// Branches to it end at BTI instructions (arm64).
+pub const PROT_BTI: u64 = 0x10;
 /// Pages may not be accessed.
 pub const PROT_NONE: u64 = 0;
 

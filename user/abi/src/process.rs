@@ -183,6 +183,8 @@ pub const HWCAP_FP: u64 = 1 << 0;
 pub const HWCAP_ASIMD: u64 = 1 << 1;
 /// The large system extensions' atomics.
 pub const HWCAP_ATOMICS: u64 = 1 << 8;
+/// Of AT_HWCAP2: branch target identification.
+pub const HWCAP2_BTI: u64 = 1 << 17;
 /// Of AT_HWCAP2: memory tagging.
 pub const HWCAP2_MTE: u64 = 1 << 18;
 /// Of AT_HWCAP2: and its asymmetric mode.

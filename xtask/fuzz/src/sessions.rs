@@ -17,11 +17,12 @@ use granule_runner::serial::Limit;
 use super::{SESSION_LIMIT, files};
 
 /// Programs of target tests, as they run at the monitor.
-const PROGRAMS: [&str; 34] = [
+const PROGRAMS: [&str; 35] = [
     "run accounts",
     "run scan",
     "run settings",
     "run nodes",
+    "run bti exec",
     "run calls",
     "run mappings",
     "run refusals",

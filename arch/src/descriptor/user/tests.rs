@@ -28,7 +28,7 @@ fn bits_are_where_linux_has_them() {
 }
 
 fn protection() -> impl Strategy<Value = Protection> {
-    (0_u8..16).prop_map(|bits| Protection::from_bits(bits).unwrap())
+    (0_u8..32).prop_map(|bits| Protection::from_bits(bits).unwrap())
 }
 
 /// A present leaf of any history.
@@ -77,7 +77,7 @@ proptest! {
     #[test]
     fn a_change_of_protection_keeps_what_it_is_not_about(leaf in leaf(), through: [u8; 3]) {
         let attributes = |bits: u8| {
-            Attributes::user(MemoryType::Normal, Protection::from_bits(bits % 8).unwrap())
+            Attributes::user(MemoryType::Normal, Protection::from_bits(bits % 32).unwrap())
         };
         let mut changed = leaf;
         for bits in through {
@@ -86,7 +86,8 @@ proptest! {
             assert_eq!((kept(changed).0, &kept(changed).1[..4]), (kept(leaf).0, &kept(leaf).1[..4]));
             assert!(!changed.is_fault_on_access());
             assert_eq!(changed.kind(LevelEntries::Pages), Kind::Leaf);
-            let none = bits % 8 == 0;
+            let none = bits & 7 == 0;
+            assert_eq!(changed.0 >> 50 & 1, u64::from(bits >> 4 & 1), "GP");
             assert_eq!(changed.is_inaccessible(), none);
             assert_eq!(changed.is_valid(), !changed.is_inaccessible());
             if !none {

@@ -9,9 +9,13 @@
 
 use core::ops::Range;
 
-use elf::abi::{EM_AARCH64, ET_DYN, ET_EXEC, PF_R, PF_W, PF_X, PT_DYNAMIC, PT_GNU_STACK, PT_INTERP, PT_LOAD};
+use elf::abi::{
+    ELF_NOTE_GNU, EM_AARCH64, ET_DYN, ET_EXEC, GNU_PROPERTY_AARCH64_FEATURE_1_AND, GNU_PROPERTY_AARCH64_FEATURE_1_BTI,
+    NT_GNU_PROPERTY_TYPE_0, PF_R, PF_W, PF_X, PT_DYNAMIC, PT_GNU_PROPERTY, PT_GNU_STACK, PT_INTERP, PT_LOAD,
+};
 use elf::endian::LittleEndian;
 use elf::file::{Class, FileHeader, parse_ident};
+use elf::note::{Note, NoteIterator};
 use elf::segment::{ProgramHeader, SegmentTable};
 use granule_arch::addr::PAGE;
 use thiserror::Error;
@@ -22,6 +26,8 @@ use crate::sched::relax;
 const MOST_HEADERS: usize = 65_536;
 /// Bytes of a program header.
 const HEADER_SIZE: u16 = 56;
+/// Bytes of the longest note with properties, as on Linux.
+const LONGEST_NOTE: u64 = 1024;
 const IDENT: usize = 16;
 const FILE_HEADER: usize = 64;
 
@@ -58,6 +64,12 @@ pub enum ProgramError {
     /// Not in order of addresses, or two in one page.
     #[error("the segment at {0:#x} overlaps its predecessor, or lies before it")]
     Overlap(u64),
+    /// The note of PT_GNU_PROPERTY is no note of properties.
+    #[error("its properties are in no note that is whole and at most {LONGEST_NOTE} bytes long")]
+    BadPropertyNote,
+    /// A property is cut off, or not in order.
+    #[error("its properties are not whole, or not in the order of their numbers")]
+    BadProperties,
     /// The entry is in no segment that may be executed.
     #[error("the entry {0:#x} is not in code")]
     BadEntry(u64),
@@ -119,6 +131,8 @@ pub struct Program<'a> {
     file: &'a [u8],
     table: SegmentTable<'a, LittleEndian>,
     limit: u64,
+    /// The last header of properties.
+    properties: Option<ProgramHeader>,
     /// The first page of its segments, of which there is at least one, and the first one after them.
     pages: Range<u64>,
     /// The alignment of the first page, where the program lies anywhere: a power of two, at least a page.
@@ -130,6 +144,8 @@ pub struct Program<'a> {
     pub header_count: u16,
     /// Whether its stack is to be executable (PT_GNU_STACK).
     pub executable_stack: bool,
+    /// Whether all its code was made for [guarded](granule_arch::descriptor::Protection::GUARDED) pages (PT_GNU_PROPERTY).
+    pub is_guarded: bool,
 }
 
 impl<'a> Program<'a> {
@@ -164,17 +180,20 @@ impl<'a> Program<'a> {
             file,
             table,
             limit,
+            properties: None,
             pages: 0..0,
             alignment: PAGE,
             headers: 0,
             header_count: header.e_phnum,
             executable_stack: false,
+            is_guarded: false,
         };
         for header in table.iter() {
             relax();
             program.add(&header)?;
         }
         program.check()?;
+        program.is_guarded = program.properties.map_or(Ok(false), |header| accepts_guards(&header, file))?;
         program.headers = program.loaded_at(header.e_phoff).unwrap_or(0);
         Ok(program)
     }
@@ -220,6 +239,7 @@ impl<'a> Program<'a> {
         match header.p_type {
             PT_INTERP => return Err(ProgramError::Dynamic),
             PT_GNU_STACK => self.executable_stack = header.p_flags & PF_X != 0,
+            PT_GNU_PROPERTY => self.properties = Some(*header),
             // An alignment that is no power of two does not count, as on Linux.
             PT_LOAD if header.p_align.is_power_of_two() => self.alignment = self.alignment.max(header.p_align),
             _ => {}
@@ -257,6 +277,43 @@ impl<'a> Program<'a> {
             Some(segment.address + inside)
         })
     }
+}
+
+/// Whether the properties of a program (System V ABI for AArch64, "Program property") say that its code was made for
+/// guarded pages. The checks are those of Linux's `parse_elf_properties`.
+fn accepts_guards(header: &ProgramHeader, file: &[u8]) -> Result<bool, ProgramError> {
+    const ALIGN: usize = 8;
+    /// Bytes of a note's header and of its name: with less Linux has read too little.
+    const LEAST: usize = 16;
+    if header.p_filesz > LONGEST_NOTE {
+        return Err(ProgramError::BadPropertyNote);
+    }
+    let bytes = part(file, header.p_offset, header.p_filesz).filter(|bytes| bytes.len() >= LEAST);
+    let bytes = bytes.ok_or(ProgramError::BadProperties)?;
+    let Some(Note::Unknown(note)) = NoteIterator::new(LittleEndian, Class::ELF64, ALIGN, bytes).next() else {
+        return Err(ProgramError::BadPropertyNote);
+    };
+    if note.n_type != NT_GNU_PROPERTY_TYPE_0 || note.name != ELF_NOTE_GNU {
+        return Err(ProgramError::BadPropertyNote);
+    }
+    let (mut rest, mut last, mut accepts) = (note.desc, None, false);
+    while !rest.is_empty() {
+        let (head, tail) = rest.split_first_chunk::<8>().ok_or(ProgramError::BadProperties)?;
+        let words = u64::from_le_bytes(*head);
+        let (number, size) = (words as u32, (words >> 32) as usize);
+        let (value, next) = tail.split_at_checked(size.next_multiple_of(ALIGN)).ok_or(ProgramError::BadPropertyNote)?;
+        if last.is_some_and(|last| number <= last) {
+            return Err(ProgramError::BadProperties);
+        }
+        if number == GNU_PROPERTY_AARCH64_FEATURE_1_AND {
+            if size != 4 {
+                return Err(ProgramError::BadPropertyNote);
+            }
+            accepts = value.first().is_some_and(|first| u32::from(*first) & GNU_PROPERTY_AARCH64_FEATURE_1_BTI != 0);
+        }
+        (rest, last) = (next, Some(number));
+    }
+    Ok(accepts)
 }
 
 /// Whether there is anything to load for a header.

@@ -12,7 +12,7 @@ use granule_abi::memory::{
     MAP_ANONYMOUS, MAP_DENYWRITE, MAP_DROPPABLE, MAP_EXECUTABLE, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN,
     MAP_HUGETLB, MAP_LOCKED, MAP_NONBLOCK, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE,
     MAP_STACK, MAP_TYPE, MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, MLOCK_ONFAULT, MREMAP_DONTUNMAP, MREMAP_FIXED,
-    MREMAP_MAYMOVE, MS_ASYNC, MS_INVALIDATE, MS_SYNC, PROT_EXEC, PROT_MTE, PROT_READ, PROT_WRITE,
+    MREMAP_MAYMOVE, MS_ASYNC, MS_INVALIDATE, MS_SYNC, PROT_BTI, PROT_EXEC, PROT_MTE, PROT_READ, PROT_WRITE,
 };
 use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::Protection;
@@ -38,12 +38,20 @@ const PROT_SEM: u64 = 8;
 /// `PROT_GROWSDOWN` and `PROT_GROWSUP`: both together are refused before all else.
 const PROT_GROWS: u64 = 0x0300_0000;
 
-/// `PROT_MTE` counts where memory has tags, and else is ignored, as all unknown bits are by mmap.
+/// `PROT_MTE` counts where memory has tags, `PROT_BTI` where branches can be guarded; else they are ignored, as all
+/// unknown bits are by mmap.
 fn protection(bits: u64) -> Protection {
     let one = |bit: u64, what: Protection| if bits & bit != 0 { what } else { Protection::NONE };
     let access = one(PROT_READ, Protection::READ).and(one(PROT_WRITE, Protection::WRITE));
     let access = access.and(one(PROT_EXEC, Protection::EXECUTE));
-    if wants_tags(bits) { access.and(Protection::TAGGED) } else { access }
+    let access = if wants_tags(bits) { access.and(Protection::TAGGED) } else { access };
+    access.and(one(guards(), Protection::GUARDED))
+}
+
+/// `PROT_BTI`, where the CPUs have FEAT_BTI.
+#[inline(always)]
+fn guards() -> u64 {
+    if patched_branch!(branch::BTI) { PROT_BTI } else { 0 }
 }
 
 /// Whether a protection has `PROT_MTE`, and memory has tags.
@@ -246,7 +254,7 @@ pub(super) fn mprotect(call: &mut Syscall<'_>) -> Answer {
     let (start, bytes, bits) = (call.address::<0>().untagged(), call.argument::<1>(), call.argument::<2>());
     const KNOWN: u64 = PROT_READ | PROT_WRITE | PROT_EXEC | PROT_SEM;
     const { assert!(KNOWN & PROT_GROWS == 0) };
-    if bits & !(KNOWN | PROT_MTE) != 0 || bits & PROT_MTE != 0 && !wants_tags(bits) {
+    if bits & !(KNOWN | guards() | PROT_MTE) != 0 || bits & PROT_MTE != 0 && !wants_tags(bits) {
         if bits & PROT_GROWS == PROT_GROWS {
             return Err(Errno::EINVAL);
         }

@@ -209,7 +209,7 @@ pub(super) fn read_only_attributes(protection: Protection) -> Attributes {
 #[inline(always)]
 fn attributes_in(map: &'static [Attributes; PROTECTIONS], protection: Protection) -> Attributes {
     if protection.accesses() == Protection::EXECUTE && patched_branch!(branch::EXECUTE_ONLY) {
-        return Attributes::execute_only(MemoryType::Normal);
+        return Attributes::execute_only(MemoryType::Normal, protection);
     }
     map[protection.bits() as usize % PROTECTIONS]
 }

@@ -49,7 +49,7 @@ pub struct AreaShown {
     pub may_have_blocks: bool,
     /// Linux's names of properties, in Linux's order, each with whether the area has it: of guards (`gu`) the
     /// [pages](Resident::has_guards) tell.
-    pub properties: [([u8; 2], bool); 27],
+    pub properties: [([u8; 2], bool); 28],
 }
 
 /// All areas of a space together.
@@ -102,7 +102,7 @@ impl Area {
     }
 
     /// See [`AreaShown::properties`].
-    fn properties(&self) -> [([u8; 2], bool); 27] {
+    fn properties(&self) -> [([u8; 2], bool); 28] {
         let has = |flags| self.flags().has_any(flags);
         let allows = |access| self.protection().contains(access);
         let (is_device, is_shared) = (self.is_of_device(), self.is_shared());
@@ -127,6 +127,7 @@ impl Area {
             (*b"lf", has(AreaFlags::LOCKED_ON_FAULT)),
             (*b"ac", allows(Protection::WRITE) && !is_shared && self.is_reserved()),
             (*b"nr", !self.is_reserved()),
+            (*b"bt", allows(Protection::GUARDED)),
             (*b"wf", has(AreaFlags::ZEROS_IN_CHILDREN)),
             (*b"dd", is_device || self.is_droppable()),
             (*b"hg", has(AreaFlags::BLOCKS)),

@@ -23,9 +23,10 @@ use granule_runner::serial::Limit;
 const LIMIT: Limit = Limit::work(300);
 
 /// Programs that compare each answer with Linux's, or whose end tells that all was as they expect.
-const PROGRAMS: [&str; 23] = [
+const PROGRAMS: [&str; 24] = [
     "accounts",
     "advice race",
+    "bti exec",
     "exec",
     "files",
     "frames",

@@ -227,3 +227,60 @@ proptest! {
         }
     }
 }
+
+/// The result for a program with these bytes as its properties; whether its code was made for guarded pages.
+fn with_properties(note: &[u8], bytes: u64) -> Result<bool, ProgramError> {
+    const AT: usize = 0x2000;
+    let headers = [HEADERS[0], HEADERS[1], (0x6474_e553, 4, AT as u64, 0x40_2000, bytes, bytes)];
+    let mut file = elf(&headers);
+    file[AT..AT + note.len()].copy_from_slice(note);
+    Program::parse(&file, LIMIT).map(|program| program.is_guarded)
+}
+
+/// A note of properties: numbers, and the bytes of each.
+fn note(properties: &[(u32, &[u8])]) -> Vec<u8> {
+    let mut values = Vec::new();
+    for (number, bytes) in properties {
+        values.extend([*number, bytes.len() as u32].iter().flat_map(|word| word.to_le_bytes()));
+        values.extend_from_slice(bytes);
+        values.resize(values.len().next_multiple_of(8), 0);
+    }
+    let mut note: Vec<u8> = [4, values.len() as u32, 5].iter().flat_map(|word: &u32| word.to_le_bytes()).collect();
+    note.extend_from_slice(b"GNU\0");
+    note.extend(values);
+    note
+}
+
+#[test]
+fn properties_are_read_as_linux_reads_them() {
+    let read = |note: &[u8]| with_properties(note, note.len() as u64);
+    let bti: (u32, &[u8]) = (0xc000_0000, &[1, 0, 0, 0]);
+    assert_eq!(read(&note(&[bti])), Ok(true));
+    assert_eq!(read(&note(&[(0xc000_0000, &[3, 0, 0, 0])])), Ok(true), "with PAC");
+    assert_eq!(read(&note(&[(0xc000_0000, &[2, 0, 0, 0])])), Ok(false), "PAC alone");
+    assert_eq!(read(&note(&[(1, &[0; 12]), bti, (0xc000_0001, &[])])), Ok(true), "between others");
+    assert_eq!(read(&note(&[])), Ok(false), "none");
+    for (wrong, properties) in
+        [("a size", &[(0xc000_0000, &[1, 0, 0, 0, 0, 0, 0, 0][..])][..]), ("no size", &[(0xc000_0000, &[][..])][..])]
+    {
+        assert_eq!(read(&note(properties)), Err(ProgramError::BadPropertyNote), "{wrong}");
+    }
+    assert_eq!(read(&note(&[(2, &[]), (1, &[])])), Err(ProgramError::BadProperties), "in another order");
+    assert_eq!(read(&note(&[bti, bti])), Err(ProgramError::BadProperties), "twice");
+    let whole = note(&[bti]);
+    for bytes in 0..whole.len() as u64 {
+        let short = if bytes < 16 { ProgramError::BadProperties } else { ProgramError::BadPropertyNote };
+        assert_eq!(with_properties(&whole, bytes), Err(short), "{bytes} bytes");
+    }
+    for at in [0, 8, 12, 13, 15] {
+        let mut other = whole.clone();
+        other[at] ^= 0x10;
+        assert_eq!(read(&other), Err(ProgramError::BadPropertyNote), "another byte {at}");
+    }
+    for (descriptor, error) in [(12, ProgramError::BadPropertyNote), (4, ProgramError::BadProperties)] {
+        let mut other = whole.clone();
+        other[4] = descriptor;
+        assert_eq!(read(&other), Err(error), "{descriptor} bytes of properties");
+    }
+    assert_eq!(with_properties(&whole, 1025), Err(ProgramError::BadPropertyNote), "too long");
+}

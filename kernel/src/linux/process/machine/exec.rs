@@ -9,13 +9,14 @@
 use aarch64_cpu::registers::{TPIDR_EL0, Writeable as _};
 use granule_abi::process::{
     AT_BASE, AT_CLKTCK, AT_EGID, AT_ENTRY, AT_EUID, AT_FLAGS, AT_GID, AT_HWCAP, AT_HWCAP2, AT_MINSIGSTKSZ, AT_PAGESZ,
-    AT_PHDR, AT_PHENT, AT_PHNUM, AT_SECURE, AT_UID, HWCAP_ASIMD, HWCAP_ATOMICS, HWCAP_FP, HWCAP2_MTE, HWCAP2_MTE3,
-    READ_IMPLIES_EXEC,
+    AT_PHDR, AT_PHENT, AT_PHNUM, AT_SECURE, AT_UID, HWCAP_ASIMD, HWCAP_ATOMICS, HWCAP_FP, HWCAP2_BTI, HWCAP2_MTE,
+    HWCAP2_MTE3, READ_IMPLIES_EXEC,
 };
 use granule_abi::{number, signal};
 use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::Protection;
 use granule_arch::features::Mte;
+use granule_arch::patched_branch;
 
 use super::exit;
 use super::state::Handlers;
@@ -37,6 +38,7 @@ use crate::mm::space::{
     FaultError, Made, MapRequest, Placement, Populate, ProgramHeap, Sharing, SpaceError, SpaceLimits, SpaceRef,
     SpaceUser, Terms,
 };
+use crate::platform::features::branch;
 use crate::random;
 use crate::sched::{self, TagChecks, Thread};
 use crate::smp::{Cpu, this_cpu};
@@ -181,8 +183,10 @@ fn first_handlers() -> Result<Counted<Handlers>, Errno> {
 /// Maps the program at `base`. Out of line, as all that [`load`] calls: its frame is below that of each string's copy.
 #[inline(never)]
 fn map_program(cpu: &Cpu, space: &SpaceRef, program: &Program<'_>, base: u64, layout: Layout) -> Result<(), Errno> {
+    let is_guarded = program.is_guarded && patched_branch!(branch::BTI);
+    let code = if is_guarded { Protection::EXECUTE.and(Protection::GUARDED) } else { Protection::EXECUTE };
     for segment in program.segments() {
-        map_segment(cpu, space, &segment, base)?;
+        map_segment(cpu, space, &segment, base, code)?;
     }
     map_trampoline(cpu, space, layout.trampoline())
 }
@@ -267,13 +271,20 @@ fn keep_actions(task: &Task, handlers: &Counted<Handlers>) {
     handlers.with(|new| *new = actions);
 }
 
-fn map_segment(cpu: &Cpu, space: &SpaceRef, segment: &ElfSegment<'_>, base: u64) -> Result<(), Errno> {
+/// Maps a segment of a program at `base`, with the protection `code` where it may be executed.
+fn map_segment(
+    cpu: &Cpu,
+    space: &SpaceRef,
+    segment: &ElfSegment<'_>,
+    base: u64,
+    code: Protection,
+) -> Result<(), Errno> {
     let (start, bytes) = (segment.start().wrapping_add(base), segment.end() - segment.start());
     let mut protection = Protection::NONE;
     for (has, what) in [
         (segment.access.read, Protection::READ),
         (segment.access.write, Protection::WRITE),
-        (segment.access.execute, Protection::EXECUTE),
+        (segment.access.execute, code),
     ] {
         protection = if has { protection.and(what) } else { protection };
     }
@@ -364,9 +375,11 @@ fn hardware_capabilities() -> u64 {
 
 /// The second word of them.
 fn more_hardware_capabilities() -> u64 {
-    match kernel().features().cpus.mte() {
+    let cpus = kernel().features().cpus;
+    let tags = match cpus.mte() {
         Mte::None | Mte::Instructions => 0,
         Mte::Tags => HWCAP2_MTE,
         Mte::Asymmetric => HWCAP2_MTE | HWCAP2_MTE3,
-    }
+    };
+    tags | if cpus.bti() { HWCAP2_BTI } else { 0 }
 }

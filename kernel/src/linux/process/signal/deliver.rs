@@ -8,6 +8,7 @@ use granule_abi::signal::{
     SS_DISABLE, SigAction, SigFrame, SigStack,
 };
 use granule_arch::addr::VirtAddr;
+use granule_arch::patched_branch;
 
 use super::frame::{ContextRegisters, Image, Interrupted, Restored, is_on_stack, place, reported, restore};
 use super::{Effect, Set, Signal, SignalCause};
@@ -15,8 +16,9 @@ use crate::linux::errno::Errno;
 use crate::linux::process::exit;
 use crate::linux::process::status::ProcessEnd;
 use crate::linux::process::task::{Restart, RestartKind, Task};
+use crate::platform::features::branch;
 use crate::sched::{FpState, Thread};
-use crate::trap::TrapFrame;
+use crate::trap::{SPSR_BTYPE, TrapFrame};
 use crate::uaccess;
 
 /// Bytes of an SVC, by which PC moves back to repeat a call.
@@ -124,7 +126,7 @@ fn enter(
     frame.x[30] = if action.flags & SA_RESTORER != 0 { action.restorer } else { task.space().trampoline().0 };
     frame.sp = at;
     frame.elr = action.handler;
-    frame.spsr &= !(BRANCH_TYPE | CHECK_OVERRIDE);
+    frame.spsr = frame.spsr & !(SPSR_BTYPE | CHECK_OVERRIDE) | branch_type();
 
     let own = if action.flags & SA_NODEFER != 0 { Set::EMPTY } else { signal.set() };
     task.saved_mask.set(None);
@@ -132,8 +134,12 @@ fn enter(
     Ok(())
 }
 
-/// PSTATE.BTYPE: the handler is not the target of a branch of the program.
-const BRANCH_TYPE: u64 = 0b11 << 10;
+/// [`SPSR_BTYPE`] of a handler: as on Linux it begins as if it was called, so in a guarded page by a BTI instruction.
+fn branch_type() -> u64 {
+    const CALL: u64 = 0b10 << SPSR_BTYPE.trailing_zeros();
+    if patched_branch!(branch::BTI) { CALL } else { 0 }
+}
+
 /// PSTATE.TCO: as on Linux, tags are checked in a handler where they are in the program.
 const CHECK_OVERRIDE: u64 = 1 << 25;
 

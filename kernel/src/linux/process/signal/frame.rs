@@ -13,6 +13,7 @@ use granule_abi::signal::{
 };
 
 use crate::sched::FpState;
+use crate::trap::SPSR_BTYPE;
 
 /// The registers of a program.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,8 +52,8 @@ pub struct Interrupted {
 
 /// Mode and masks of PSTATE; all 0 is EL0 in AArch64 with nothing masked.
 const MODE_AND_MASKS: u64 = 0x1f | 0xf << 6;
-/// The bits of PSTATE that a program may choose: NZCV, DIT, SSBS, and the tag checks' TCO.
-const FREE: u64 = 0xf << 28 | 1 << 25 | 1 << 24 | 1 << 12;
+/// The bits of PSTATE that a program may choose: NZCV, DIT, SSBS, BTYPE, and the tag checks' TCO.
+const FREE: u64 = 0xf << 28 | 1 << 25 | 1 << 24 | 1 << 12 | SPSR_BTYPE;
 /// x29 and x30 of the interrupted code, above the frame.
 const FRAME_RECORD: u64 = 16;
 const ALIGN: u64 = 16;
@@ -467,7 +468,7 @@ mod tests {
         frame[pstate..pstate + 8].copy_from_slice(&0xffff_ffff_f060_1c20_u64.to_le_bytes());
         frame[pstate] = 0;
         frame[pstate + 1] = 0x1c;
-        assert_eq!(restored(&frame).unwrap().registers.pstate, 0xf000_1000, "bits that mean nothing here go");
+        assert_eq!(restored(&frame).unwrap().registers.pstate, 0xf000_1c00, "bits that mean nothing here go");
         assert_eq!(restored(&frame[..4000]).map(drop), Ok(()), "what is not used need not be there");
         assert_eq!(restored(&frame[..800]), Err(Errno::EFAULT));
     }

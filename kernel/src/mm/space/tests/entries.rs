@@ -6,12 +6,14 @@
 //! is dropped.
 
 use granule_arch::addr::PhysAddr;
+use granule_arch::alternative;
 use granule_arch::descriptor::{Attributes, Descriptor, Markers, MemoryType, Migration, MigrationAccess, bits};
 use granule_pgtable::{Mmu, Stores};
 
 use super::*;
 use crate::mm::space::entry::{attributes, written};
 use crate::mm::space::{FaultError, SpaceError};
+use crate::platform::features::branch;
 
 const PROTECTIONS: [Protection; 5] =
     [Protection::NONE, Protection::READ, READ_WRITE, READ_EXECUTE, READ_WRITE.and(Protection::EXECUTE)];
@@ -19,12 +21,23 @@ const PROTECTIONS: [Protection; 5] =
 #[test]
 fn pages_are_created_with_what_their_protection_permits() {
     let frame = PhysAddr(0x4_5678_9000);
-    for protection in (0..8).filter_map(Protection::from_bits) {
+    for protection in (0..8).chain(16..24).filter_map(Protection::from_bits) {
         assert_eq!(attributes(protection), Attributes::user(MemoryType::Normal, protection));
         if protection.contains(Protection::WRITE) {
             assert_eq!(written(frame, protection), Descriptor::page(frame, attributes(protection)).dirty());
         }
     }
+}
+
+#[test]
+fn code_that_is_executed_alone_is_guarded_too() {
+    alternative::host::with(&[branch::EXECUTE_ONLY], || {
+        for protection in [Protection::EXECUTE, Protection::EXECUTE.and(Protection::GUARDED)] {
+            let page = Descriptor::page(PhysAddr(0), attributes(protection));
+            assert!(page.0 & bits::USER == 0 && page.is_user_executable());
+            assert_eq!(page.0 & bits::GP != 0, protection.contains(Protection::GUARDED));
+        }
+    });
 }
 
 /// A step on the way to an entry.

@@ -36,7 +36,7 @@ use crate::platform::features::branch;
 const BASE: u64 = 0x10_0000_0000 - 12 * PAGE;
 /// Pages for them: a contiguous group is among them.
 const PAGES: u64 = 32;
-const PROTECTIONS: [Protection; 9] = [
+const PROTECTIONS: [Protection; 11] = [
     Protection::NONE,
     Protection::READ,
     READ_WRITE,
@@ -46,6 +46,8 @@ const PROTECTIONS: [Protection; 9] = [
     Protection::TAGGED,
     Protection::READ.and(Protection::TAGGED),
     READ_WRITE.and(Protection::TAGGED),
+    READ_WRITE.and(Protection::GUARDED),
+    READ_EXECUTE.and(Protection::GUARDED),
 ];
 
 /// The contents of a page: its byte, and above it the tag of that.

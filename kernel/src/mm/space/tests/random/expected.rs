@@ -202,6 +202,7 @@ pub(super) fn check_entries(
         let may = |what| protection.contains(what);
         if leaf.is_valid() != (protection.accesses() != Protection::NONE)
             || leaf.is_tagged() != may(Protection::TAGGED)
+            || (leaf.0 & bits::GP != 0) != may(Protection::GUARDED)
             || leaf.may_be_written() && !may(Protection::WRITE)
             || leaf.is_valid() && leaf.is_user_executable() != may(Protection::EXECUTE)
             || leaf.is_writable() && !leaf.may_be_written()
