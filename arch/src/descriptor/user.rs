@@ -153,6 +153,11 @@ impl Protection {
         Self(self.0 & !(Self::TAGGED.0 | Self::GUARDED.0))
     }
 
+    /// Whether EL0 has no access, whatever is checked where it has one.
+    pub const fn is_none(self) -> bool {
+        self.accesses().0 == Self::NONE.0
+    }
+
     /// The intersection of the two.
     #[must_use]
     pub const fn common(self, other: Self) -> Self {
@@ -184,7 +189,7 @@ impl Attributes {
     pub const fn user(memory: MemoryType, protection: Protection) -> Self {
         let base = bits::NG | bits::AF | bits::PXN | bits::UXN | bits::RDONLY | SHARED | Self::index(memory);
         let base = base | Self::guard(protection);
-        if protection.accesses().bits() == Protection::NONE.bits() {
+        if protection.is_none() {
             return Self(base | bits::PROT_NONE);
         }
         let write = if protection.contains(Protection::WRITE) { bits::WRITE } else { 0 };

@@ -58,7 +58,7 @@ fn run(start: Start) -> u8 {
     }
     parts! { ()
         branches_end_at_landing_pads each_change_of_protection_counts each_kind_of_memory_is_guarded
-        parts_of_blocks_are_guarded children_and_moves_keep_it handlers_begin_as_if_called
+        no_access_is_none parts_of_blocks_are_guarded children_and_moves_keep_it handlers_begin_as_if_called
         frames_have_the_branch_type
     }
     if is_asked("exec") {
@@ -213,6 +213,21 @@ fn each_kind_of_memory_is_guarded() {
     protect(AT, 1, RX);
     ask("which stay", AT, false);
     unmap(AT, 1);
+}
+
+/// Without an access neither `PROT_BTI` nor `PROT_MTE` makes a difference.
+fn no_access_is_none() {
+    for (protection, is_access) in [(0, false), (PROT_BTI, false), (PROT_MTE, false), (PROT_READ, true)] {
+        map_at(AT, 4, protection, SHARED | MAP_POPULATE, u64::MAX);
+        equal(("brought", protection), present(AT, 4), if is_access { 15 } else { 0 });
+        // Near below a stack.
+        map_at(AT, 1, protection, PRIVATE, u64::MAX);
+        map_at(AT + 3 * PAGE, 1, RW, PRIVATE | MAP_GROWSDOWN, u64::MAX);
+        unmap(AT + PAGE, 2);
+        let grows = if is_access { Err(not_mapped(AT + 2 * PAGE)) } else { Ok(0) };
+        equal(("a stack above it grows", protection), probe::read(AT + 2 * PAGE), grows);
+        unmap(AT, 4);
+    }
 }
 
 fn parts_of_blocks_are_guarded() {

@@ -64,12 +64,12 @@ pub enum ProgramError {
     /// Not in order of addresses, or two in one page.
     #[error("the segment at {0:#x} overlaps its predecessor, or lies before it")]
     Overlap(u64),
-    /// The note of PT_GNU_PROPERTY is no note of properties.
-    #[error("its properties are in no note that is whole and at most {LONGEST_NOTE} bytes long")]
+    /// The note of PT_GNU_PROPERTY is none of properties that are whole, and in the order of their numbers.
+    #[error("its properties are not whole, not in the order of their numbers, or more than {LONGEST_NOTE} bytes")]
     BadPropertyNote,
-    /// A property is cut off, or not in order.
-    #[error("its properties are not whole, or not in the order of their numbers")]
-    BadProperties,
+    /// The file ends before the name of the note.
+    #[error("the note with its properties is cut off")]
+    CutOffPropertyNote,
     /// The entry is in no segment that may be executed.
     #[error("the entry {0:#x} is not in code")]
     BadEntry(u64),
@@ -288,8 +288,10 @@ fn accepts_guards(header: &ProgramHeader, file: &[u8]) -> Result<bool, ProgramEr
     if header.p_filesz > LONGEST_NOTE {
         return Err(ProgramError::BadPropertyNote);
     }
-    let bytes = part(file, header.p_offset, header.p_filesz).filter(|bytes| bytes.len() >= LEAST);
-    let bytes = bytes.ok_or(ProgramError::BadProperties)?;
+    // The file may end before the segment does.
+    let bytes = header.p_filesz.min((file.len() as u64).saturating_sub(header.p_offset));
+    let bytes = part(file, header.p_offset, bytes).filter(|bytes| bytes.len() >= LEAST);
+    let bytes = bytes.ok_or(ProgramError::CutOffPropertyNote)?;
     let Some(Note::Unknown(note)) = NoteIterator::new(LittleEndian, Class::ELF64, ALIGN, bytes).next() else {
         return Err(ProgramError::BadPropertyNote);
     };
@@ -298,12 +300,12 @@ fn accepts_guards(header: &ProgramHeader, file: &[u8]) -> Result<bool, ProgramEr
     }
     let (mut rest, mut last, mut accepts) = (note.desc, None, false);
     while !rest.is_empty() {
-        let (head, tail) = rest.split_first_chunk::<8>().ok_or(ProgramError::BadProperties)?;
+        let (head, tail) = rest.split_first_chunk::<8>().ok_or(ProgramError::BadPropertyNote)?;
         let words = u64::from_le_bytes(*head);
         let (number, size) = (words as u32, (words >> 32) as usize);
         let (value, next) = tail.split_at_checked(size.next_multiple_of(ALIGN)).ok_or(ProgramError::BadPropertyNote)?;
         if last.is_some_and(|last| number <= last) {
-            return Err(ProgramError::BadProperties);
+            return Err(ProgramError::BadPropertyNote);
         }
         if number == GNU_PROPERTY_AARCH64_FEATURE_1_AND {
             if size != 4 {

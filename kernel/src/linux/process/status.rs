@@ -125,7 +125,7 @@ impl ExecError {
     pub const fn errno(self) -> Errno {
         match self {
             Self::Path(error) => error.errno(),
-            Self::Program(ProgramError::BadProperties) => Errno::EIO,
+            Self::Program(ProgramError::CutOffPropertyNote) => Errno::EIO,
             Self::Program(_) => Errno::ENOEXEC,
             Self::Errno(errno) => errno,
         }

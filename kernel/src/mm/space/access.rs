@@ -40,5 +40,5 @@ pub(super) fn allows(protection: Protection, access: Access) -> bool {
 
 #[cold]
 fn is_load_of_code(protection: Protection, access: Access) -> bool {
-    access == Access::Read && protection.accesses() != Protection::NONE && !patched_branch!(branch::EXECUTE_ONLY)
+    access == Access::Read && !protection.is_none() && !patched_branch!(branch::EXECUTE_ONLY)
 }

@@ -270,7 +270,7 @@ impl Space {
         }
         let (size, more) = (stack.end() - page, stack.start() - page);
         let is_near =
-            |below: &Area| !below.grows() && below.protection() != Protection::NONE && page - below.end() < STACK_GUARD;
+            |below: &Area| !below.grows() && !below.protection().is_none() && page - below.end() < STACK_GUARD;
         if areas.last_below(page).is_some_and(is_near) || size > limits.stack || more > self.memory() {
             return Err(SpaceError::NoMemory.into());
         }

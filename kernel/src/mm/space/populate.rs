@@ -59,7 +59,7 @@ impl Space {
         }
         // A page that a pager serves comes by its first access.
         let is_brought = |area: &&Area| !area.is_of_device() && !area.flags().has_any(AreaFlags::UFFD_MISSING);
-        for area in areas.touching(range).filter(|area| area.protection() != Protection::NONE).filter(is_brought) {
+        for area in areas.touching(range).filter(|area| !area.protection().is_none()).filter(is_brought) {
             let part = area.part_in(range);
             let mut from = part.start();
             while from < part.end() {

@@ -294,7 +294,7 @@ impl Space {
     fn break_code(&self, range: PageRange, area: &Area, protection: Protection) {
         let accesses = protection.accesses();
         let becomes_data = area.protection().contains(Protection::EXECUTE) && !accesses.contains(Protection::EXECUTE);
-        if becomes_data && accesses != Protection::NONE {
+        if becomes_data && !protection.is_none() {
             // Tagged memory stays so.
             self.protect_pages(range, area, protection.common(Protection::TAGGED));
         }

@@ -265,11 +265,11 @@ fn properties_are_read_as_linux_reads_them() {
     {
         assert_eq!(read(&note(properties)), Err(ProgramError::BadPropertyNote), "{wrong}");
     }
-    assert_eq!(read(&note(&[(2, &[]), (1, &[])])), Err(ProgramError::BadProperties), "in another order");
-    assert_eq!(read(&note(&[bti, bti])), Err(ProgramError::BadProperties), "twice");
+    assert_eq!(read(&note(&[(2, &[]), (1, &[])])), Err(ProgramError::BadPropertyNote), "in another order");
+    assert_eq!(read(&note(&[bti, bti])), Err(ProgramError::BadPropertyNote), "twice");
     let whole = note(&[bti]);
     for bytes in 0..whole.len() as u64 {
-        let short = if bytes < 16 { ProgramError::BadProperties } else { ProgramError::BadPropertyNote };
+        let short = if bytes < 16 { ProgramError::CutOffPropertyNote } else { ProgramError::BadPropertyNote };
         assert_eq!(with_properties(&whole, bytes), Err(short), "{bytes} bytes");
     }
     for at in [0, 8, 12, 13, 15] {
@@ -277,10 +277,19 @@ fn properties_are_read_as_linux_reads_them() {
         other[at] ^= 0x10;
         assert_eq!(read(&other), Err(ProgramError::BadPropertyNote), "another byte {at}");
     }
-    for (descriptor, error) in [(12, ProgramError::BadPropertyNote), (4, ProgramError::BadProperties)] {
+    for descriptor in [4, 12, 24] {
         let mut other = whole.clone();
         other[4] = descriptor;
-        assert_eq!(read(&other), Err(error), "{descriptor} bytes of properties");
+        assert_eq!(read(&other), Err(ProgramError::BadPropertyNote), "{descriptor} bytes of properties");
     }
     assert_eq!(with_properties(&whole, 1025), Err(ProgramError::BadPropertyNote), "too long");
+    // A file that ends in the segment, behind the note, at it, and in its name.
+    for (end, expected) in
+        [(32, Ok(true)), (24, Err(ProgramError::BadPropertyNote)), (15, Err(ProgramError::CutOffPropertyNote))]
+    {
+        let headers = [HEADERS[0], HEADERS[1], (0x6474_e553, 4, 0x3000, 0x40_2000, 64, 64)];
+        let mut file = elf(&headers);
+        file.extend_from_slice(&whole[..end]);
+        assert_eq!(Program::parse(&file, LIMIT).map(|program| program.is_guarded), expected, "{end} bytes");
+    }
 }
