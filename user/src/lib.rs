@@ -30,6 +30,7 @@ pub mod process;
 pub mod random;
 pub mod room;
 pub mod seen;
+pub mod served;
 pub mod signal;
 mod start;
 pub mod sys;

@@ -6,9 +6,9 @@ use granule_abi::Errno;
 use granule_abi::number::{CLOSE, IOCTL, READ, USERFAULTFD};
 use granule_abi::userfaultfd::{
     Api, Copy, Fill, Message, Range, Register, UFFD_API, UFFD_FEATURE_PAGEFAULT_FLAG_WP,
-    UFFD_FEATURE_WP_HUGETLBFS_SHMEM, UFFD_FEATURE_WP_UNPOPULATED, UFFDIO_API, UFFDIO_COPY, UFFDIO_POISON,
-    UFFDIO_REGISTER, UFFDIO_UNREGISTER, UFFDIO_WAKE, UFFDIO_WRITEPROTECT, UFFDIO_WRITEPROTECT_MODE_WP, UFFDIO_ZEROPAGE,
-    WriteProtect,
+    UFFD_FEATURE_WP_HUGETLBFS_SHMEM, UFFD_FEATURE_WP_UNPOPULATED, UFFDIO_API, UFFDIO_CONTINUE, UFFDIO_COPY,
+    UFFDIO_POISON, UFFDIO_REGISTER, UFFDIO_UNREGISTER, UFFDIO_WAKE, UFFDIO_WRITEPROTECT, UFFDIO_WRITEPROTECT_MODE_WP,
+    UFFDIO_ZEROPAGE, WriteProtect,
 };
 
 use crate::sys;
@@ -113,6 +113,14 @@ impl Pager {
     /// The kernel's, as there.
     pub fn zero(self, start: u64, len: u64, mode: u64) -> Result<i64, (Errno, i64)> {
         self.fill(UFFDIO_ZEROPAGE, start, len, mode)
+    }
+
+    /// Maps pages that the object has, as [`Self::copy`].
+    ///
+    /// # Errors
+    /// The kernel's, as there.
+    pub fn map_present(self, start: u64, len: u64, mode: u64) -> Result<i64, (Errno, i64)> {
+        self.fill(UFFDIO_CONTINUE, start, len, mode)
     }
 
     /// Poisons pages, as [`Self::copy`].

@@ -243,6 +243,11 @@ fn faults_are_served_by_a_pager_as_on_linux(t: &mut Test) {
     succeeds(t, "userfault");
 }
 
+target_test!(pages_that_an_object_has_are_mapped_by_a_pager_as_on_linux, needs("smp"), limit(60));
+fn pages_that_an_object_has_are_mapped_by_a_pager_as_on_linux(t: &mut Test) {
+    succeeds(t, "minor");
+}
+
 target_test!(a_scan_finds_what_was_written_as_on_linux, needs("smp"), limit(60));
 fn a_scan_finds_what_was_written_as_on_linux(t: &mut Test) {
     succeeds(t, "scan");

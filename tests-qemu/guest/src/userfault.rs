@@ -13,8 +13,8 @@ use granule::kernel;
 use granule::mm::counted::Counted;
 use granule::mm::notifier::{Event, Range, Subscriber, Subscription};
 use granule::mm::space::{
-    Enrolment, Features, MapRequest, MappedFile, Mark, Message, Object, PageFault, Placement, Populate, Seals, Sharing,
-    SpaceRef, Terms, Used, Userfaultfd,
+    Enrolment, Features, MapRequest, MappedFile, Mark, Message, Object, PageFault, Placement, Populate, Reason, Seals,
+    Sharing, SpaceRef, Terms, Used, Userfaultfd,
 };
 use granule::sched::{self, IfNotReady, sleep_until};
 use granule::smp::this_cpu;
@@ -28,7 +28,7 @@ use crate::harness::{Test, another_cpu, target_test, wait_until};
 pub(crate) const START: VirtAddr = VirtAddr(0x40_0000);
 /// The message of a store that is reported.
 const REPORTED: Option<PageFault> =
-    Some(PageFault { address: START, is_write: true, is_protected: true, thread: None });
+    Some(PageFault { address: START, is_write: true, reason: Reason::WriteProtected, thread: None });
 
 /// A page of a process, registered for write-protection.
 pub(crate) struct Watched {
@@ -88,7 +88,7 @@ impl Watched {
         t.ok("a page", space.mmap_within(cpu, &request, &Terms { file, ..Terms::NONE }, &|| false))?;
         let pager = t.ok("a userfaultfd", Userfaultfd::new(&space, false, 0))?;
         t.ok("agreed", pager.agree(Features(Features::PAGEFAULT_FLAG_WP | Features::WP_HUGETLBFS_SHMEM)))?;
-        let enrolment = Enrolment { missing: false, write_protected: true };
+        let enrolment = Enrolment { missing: false, minor: false, write_protected: true };
         t.ok("registered", Userfaultfd::register(&pager, cpu, START, PAGE, enrolment))?;
         Some(Self { space, pager })
     }

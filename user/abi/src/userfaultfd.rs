@@ -20,6 +20,8 @@ pub const UFFDIO_ZEROPAGE: u32 = 0xc020_aa04;
 /// ioctl: [`WriteProtect`].
 pub const UFFDIO_WRITEPROTECT: u32 = 0xc018_aa06;
 /// ioctl: [`Fill`].
+pub const UFFDIO_CONTINUE: u32 = 0xc020_aa07;
+/// ioctl: [`Fill`].
 pub const UFFDIO_POISON: u32 = 0xc020_aa08;
 /// The bits of calls in [`Api::ioctls`] and [`Register::ioctls`]: the number of a call is its lowest byte.
 pub const fn ioctl_bit(call: u32) -> u64 {
@@ -42,6 +44,8 @@ pub const UFFD_FEATURE_EVENT_UNMAP: u64 = 1 << 6;
 pub const UFFD_FEATURE_SIGBUS: u64 = 1 << 7;
 /// [`Api::features`]: messages have the number of the thread.
 pub const UFFD_FEATURE_THREAD_ID: u64 = 1 << 8;
+/// [`Api::features`]: shared memory can be registered for the first accesses to pages that its object has.
+pub const UFFD_FEATURE_MINOR_SHMEM: u64 = 1 << 10;
 /// [`Api::features`]: messages have the address within its page.
 pub const UFFD_FEATURE_EXACT_ADDRESS: u64 = 1 << 11;
 /// [`Api::features`]: shared memory can be write-protected.
@@ -57,10 +61,16 @@ pub const UFFD_FEATURE_WP_ASYNC: u64 = 1 << 15;
 pub const UFFDIO_REGISTER_MODE_MISSING: u64 = 1;
 /// [`Register::mode`]: stores to what is write-protected.
 pub const UFFDIO_REGISTER_MODE_WP: u64 = 2;
+/// [`Register::mode`]: first accesses to pages that the object has.
+pub const UFFDIO_REGISTER_MODE_MINOR: u64 = 4;
 /// [`Copy::mode`]: wakes nothing.
 pub const UFFDIO_COPY_MODE_DONTWAKE: u64 = 1;
 /// [`Copy::mode`]: the copies are write-protected.
 pub const UFFDIO_COPY_MODE_WP: u64 = 2;
+/// [`Fill::mode`] of [`UFFDIO_CONTINUE`]: wakes nothing.
+pub const UFFDIO_CONTINUE_MODE_DONTWAKE: u64 = 1;
+/// [`Fill::mode`] of [`UFFDIO_CONTINUE`]: the pages are write-protected.
+pub const UFFDIO_CONTINUE_MODE_WP: u64 = 2;
 /// [`Fill::mode`] of [`UFFDIO_ZEROPAGE`] and of [`UFFDIO_POISON`]: wakes nothing.
 pub const UFFDIO_ZEROPAGE_MODE_DONTWAKE: u64 = 1;
 /// [`WriteProtect::mode`]: protects, and does not end that.
@@ -82,6 +92,8 @@ pub const UFFD_EVENT_UNMAP: u8 = 0x16;
 pub const UFFD_PAGEFAULT_FLAG_WRITE: u64 = 1;
 /// [`Message::words`] of a fault: of a page that is write-protected.
 pub const UFFD_PAGEFAULT_FLAG_WP: u64 = 2;
+/// [`Message::words`] of a fault: of a page that the object has, and the space not.
+pub const UFFD_PAGEFAULT_FLAG_MINOR: u64 = 4;
 
 /// `struct uffdio_api`.
 #[repr(C)]
@@ -133,7 +145,7 @@ pub struct Copy {
     pub copy: i64,
 }
 
-/// `struct uffdio_zeropage`, `struct uffdio_poison`.
+/// `struct uffdio_zeropage`, `struct uffdio_continue`, `struct uffdio_poison`.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Fill {

@@ -3,8 +3,9 @@
 use granule_abi::file::{O_CLOEXEC, O_NONBLOCK, O_RDONLY};
 use granule_abi::userfaultfd::{
     UFFD_API, UFFD_EVENT_FORK, UFFD_EVENT_PAGEFAULT, UFFD_EVENT_REMAP, UFFD_EVENT_REMOVE, UFFD_EVENT_UNMAP,
-    UFFD_PAGEFAULT_FLAG_WP, UFFD_PAGEFAULT_FLAG_WRITE, UFFD_USER_MODE_ONLY, UFFDIO_API, UFFDIO_COPY,
-    UFFDIO_COPY_MODE_DONTWAKE, UFFDIO_COPY_MODE_WP, UFFDIO_POISON, UFFDIO_REGISTER, UFFDIO_REGISTER_MODE_MISSING,
+    UFFD_PAGEFAULT_FLAG_MINOR, UFFD_PAGEFAULT_FLAG_WP, UFFD_PAGEFAULT_FLAG_WRITE, UFFD_USER_MODE_ONLY, UFFDIO_API,
+    UFFDIO_CONTINUE, UFFDIO_CONTINUE_MODE_DONTWAKE, UFFDIO_CONTINUE_MODE_WP, UFFDIO_COPY, UFFDIO_COPY_MODE_DONTWAKE,
+    UFFDIO_COPY_MODE_WP, UFFDIO_POISON, UFFDIO_REGISTER, UFFDIO_REGISTER_MODE_MINOR, UFFDIO_REGISTER_MODE_MISSING,
     UFFDIO_REGISTER_MODE_WP, UFFDIO_UNREGISTER, UFFDIO_WAKE, UFFDIO_WRITEPROTECT, UFFDIO_WRITEPROTECT_MODE_DONTWAKE,
     UFFDIO_WRITEPROTECT_MODE_WP, UFFDIO_ZEROPAGE, UFFDIO_ZEROPAGE_MODE_DONTWAKE, ioctl_bit,
 };
@@ -18,7 +19,7 @@ use crate::linux::file::table::OnExec;
 use crate::linux::file::userfaultfd::UserfaultFile;
 use crate::mm::counted::Counted;
 use crate::mm::space::{
-    Content, Enrolment, Features, FillError, Mark, Message, ReadError, Space, UserfaultError, Userfaultfd,
+    Content, Enrolment, Features, FillError, Mark, Message, ReadError, Reason, Space, UserfaultError, Userfaultfd,
 };
 use crate::sched::IfNotReady;
 use crate::smp::this_cpu;
@@ -113,9 +114,13 @@ fn words_of(call: &Syscall<'_>, message: &Message) -> Result<[u64; 4], Errno> {
     Ok(match message {
         Message::Fault(fault) => {
             let write = if fault.is_write { UFFD_PAGEFAULT_FLAG_WRITE } else { 0 };
-            let protected = if fault.is_protected { UFFD_PAGEFAULT_FLAG_WP } else { 0 };
+            let reason = match fault.reason {
+                Reason::Missing => 0,
+                Reason::Minor => UFFD_PAGEFAULT_FLAG_MINOR,
+                Reason::WriteProtected => UFFD_PAGEFAULT_FLAG_WP,
+            };
             let thread = fault.thread.unwrap_or(0);
-            [UFFD_EVENT_PAGEFAULT.into(), write | protected, fault.address.0, thread.into()]
+            [UFFD_EVENT_PAGEFAULT.into(), write | reason, fault.address.0, thread.into()]
         }
         Message::Fork(pager) => {
             let descriptor = add(call, pager.clone(), pager.open_flags())?;
@@ -137,8 +142,12 @@ pub(super) fn ioctl(pager: &Counted<Userfaultfd>, own: &Space, command: u32, at:
     match command {
         UFFDIO_WRITEPROTECT => write_protect(pager, own, at),
         UFFDIO_COPY => copy(pager, own, at),
-        UFFDIO_ZEROPAGE => fill(pager, own, at, Content::Zeros),
-        UFFDIO_POISON => fill(pager, own, at, Content::Poison),
+        UFFDIO_ZEROPAGE => fill(pager, own, at, UFFDIO_ZEROPAGE_MODE_DONTWAKE, |_| Content::Zeros),
+        UFFDIO_POISON => fill(pager, own, at, UFFDIO_ZEROPAGE_MODE_DONTWAKE, |_| Content::Poison),
+        UFFDIO_CONTINUE => {
+            let modes = UFFDIO_CONTINUE_MODE_DONTWAKE | UFFDIO_CONTINUE_MODE_WP;
+            fill(pager, own, at, modes, |mode| Content::Present(mode & UFFDIO_CONTINUE_MODE_WP != 0))
+        }
         UFFDIO_WAKE => {
             let [start, bytes] = read_quads(at)?;
             Ok(pager.wake(VirtAddr(start), bytes).map(|()| 0)?)
@@ -184,17 +193,19 @@ fn api(pager: &Userfaultfd, at: VirtAddr) -> Answer {
 /// `UFFDIO_REGISTER`.
 fn register(pager: &Counted<Userfaultfd>, at: VirtAddr) -> Answer {
     let [start, bytes, mode] = read_quads(at)?;
-    if mode == 0 || mode & !(UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP) != 0 {
+    if mode == 0 || mode & !(UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP | UFFDIO_REGISTER_MODE_MINOR) != 0 {
         return Err(Errno::EINVAL);
     }
     let enrolment = Enrolment {
         missing: mode & UFFDIO_REGISTER_MODE_MISSING != 0,
+        minor: mode & UFFDIO_REGISTER_MODE_MINOR != 0,
         write_protected: mode & UFFDIO_REGISTER_MODE_WP != 0,
     };
     Userfaultfd::register(pager, this_cpu(), VirtAddr(start), bytes, enrolment)?;
     let calls = [UFFDIO_WAKE, UFFDIO_COPY, UFFDIO_ZEROPAGE, UFFDIO_POISON].map(ioctl_bit).iter().sum::<u64>();
     let protection = if enrolment.write_protected { ioctl_bit(UFFDIO_WRITEPROTECT) } else { 0 };
-    write_quads(VirtAddr(at.0.wrapping_add(24)), [calls | protection])?;
+    let present = if enrolment.minor { ioctl_bit(UFFDIO_CONTINUE) } else { 0 };
+    write_quads(VirtAddr(at.0.wrapping_add(24)), [calls | protection | present])?;
     Ok(0)
 }
 
@@ -231,16 +242,16 @@ fn copy(pager: &Userfaultfd, own: &Space, at: VirtAddr) -> Answer {
     fill_range(pager, own, result, to, bytes, content, mode & UFFDIO_COPY_MODE_DONTWAKE == 0)
 }
 
-/// `UFFDIO_ZEROPAGE` and `UFFDIO_POISON`.
-fn fill(pager: &Userfaultfd, own: &Space, at: VirtAddr, content: Content) -> Answer {
+/// `UFFDIO_ZEROPAGE`, `UFFDIO_CONTINUE` and `UFFDIO_POISON`, with a mode of these `modes`, of which one does not wake.
+fn fill(pager: &Userfaultfd, own: &Space, at: VirtAddr, modes: u64, content: impl FnOnce(u64) -> Content) -> Answer {
     let result = VirtAddr(at.0.wrapping_add(24));
     refuse_changes(pager, result)?;
     let [start, bytes, mode] = read_quads(at)?;
     let start = checked(start, bytes)?;
-    if mode & !UFFDIO_ZEROPAGE_MODE_DONTWAKE != 0 {
+    if mode & !modes != 0 {
         return Err(Errno::EINVAL);
     }
-    fill_range(pager, own, result, start, bytes, content, mode == 0)
+    fill_range(pager, own, result, start, bytes, content(mode), mode & UFFDIO_ZEROPAGE_MODE_DONTWAKE == 0)
 }
 
 /// Fails with `EAGAIN`, at `result` too, while an event is not read.

@@ -218,8 +218,8 @@ impl Space {
             found.cells.iter().position(is_such).map_or(part.end(), |index| found.address(index))
         };
         let is_other = |cell: &EntryCell| !self.permits(cell, access) && !self.is_empty(cell);
-        // A pager serves what is missing, page by page.
-        let is_asked = area.flags().has_any(AreaFlags::UFFD_MISSING);
+        // A pager serves first accesses, page by page.
+        let is_asked = area.flags().has_any(AreaFlags::UFFD_FIRST);
         let end = if is_asked { part.start() } else { first(&is_other, part.end()) };
         if end > part.start() {
             // Its errors come of looks without a lock. The page is left to a fault, which looks again before it fails.

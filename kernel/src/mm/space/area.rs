@@ -91,16 +91,20 @@ impl AreaFlags {
     pub(super) const REGISTERS: Self = Self(1 << 8);
     /// The first access of a page that is missing asks a pager (Linux: `VM_UFFD_MISSING`).
     pub(super) const UFFD_MISSING: Self = Self(1 << 9);
+    /// So does that of a page that the object has, and the space not (Linux: `VM_UFFD_MINOR`).
+    pub(super) const UFFD_MINOR: Self = Self(1 << 10);
     /// So does a store to a page that is write-protected (Linux: `VM_UFFD_WP`).
-    pub(super) const UFFD_WP: Self = Self(1 << 10);
-    /// Its mapping and its protection [stay](super::seal) (Linux: `VM_SEALED`).
-    pub(super) const SEALED: Self = Self(1 << 11);
+    pub(super) const UFFD_WP: Self = Self(1 << 11);
     /// No pager is asked about such a store: it ends the protection of its page (Linux: `userfaultfd_wp_async`).
     pub(super) const UFFD_WP_ASYNC: Self = Self(1 << 12);
+    /// Its mapping and its protection [stay](super::seal) (Linux: `VM_SEALED`).
+    pub(super) const SEALED: Self = Self(1 << 13);
     /// Its pages may go where memory is short (Linux: `VM_DROPPABLE`).
-    pub(super) const DROPPABLE: Self = Self(1 << 13);
+    pub(super) const DROPPABLE: Self = Self(1 << 14);
+    /// A pager may serve the first access of a page: no other access brings it.
+    pub(super) const UFFD_FIRST: Self = Self::UFFD_MISSING.with(Self::UFFD_MINOR);
     /// It is registered with a userfaultfd.
-    pub(super) const REGISTERED: Self = Self::UFFD_MISSING.with(Self::UFFD_WP).with(Self::UFFD_WP_ASYNC);
+    pub(super) const REGISTERED: Self = Self::UFFD_FIRST.with(Self::UFFD_WP).with(Self::UFFD_WP_ASYNC);
     /// Advice does not take its pages away.
     pub(super) const KEPT: Self = Self::LOCKED.with(Self::REGISTERS);
     /// All that says how pages are locked.

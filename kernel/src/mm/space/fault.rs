@@ -6,7 +6,7 @@
 //! old, clean     access flag and dirt by software, where the hardware has not set them
 //! migration      waits until the page has arrived, and the access is tried again (`migrate`)
 //! waits          storage for the tags of the page is reserved, and the entry becomes valid (`fault_on_access`)
-//! registered     a pager is asked for what is missing, or write-protected (`userfault`)
+//! registered     a pager is asked for what is missing, minor, or write-protected (`userfault`)
 //! marker         a page is mapped, and stays write-protected (`userfault`)
 //! fine           the TLB was stale: this CPU's entry goes, and the access is tried again
 //! ```
@@ -36,7 +36,7 @@ use super::parts::Divisible;
 use super::shmem::pages::{Found, order};
 use super::shmem::{NoPage, Object};
 use super::spaces::Spaces;
-use super::userfault::fault::is_missing;
+use super::userfault::fault::asks_pager;
 use crate::lab;
 use crate::mm::OutOfMemory;
 use crate::mm::kernel::Machine;
@@ -182,8 +182,8 @@ impl AllowedFault<'_> {
         if let Some(frame) = object.registers() {
             return self.map_registers(object, frame);
         }
-        if is_missing(self.area, self.page) {
-            return FaultOutcome::Userfault;
+        if let Some(outcome) = asks_pager(self.area, self.page) {
+            return outcome;
         }
         match object.frame(self.cpu, self.area.page_at(self.page)) {
             Ok(found) => self.map_found(object, &found),
@@ -416,8 +416,8 @@ impl Space {
         if let Some(outcome) = self.fault_in_block(cpu, area, page, access) {
             return Ok(outcome);
         }
-        if is_missing(area, page) {
-            return Ok(FaultOutcome::Userfault);
+        if let Some(outcome) = asks_pager(area, page) {
+            return Ok(outcome);
         }
         let mut source = self.table_source(cpu);
         if let Some(object) = area.object() {

@@ -40,6 +40,7 @@ use super::look::{Glimpse, LockedEntry};
 use super::migrate::Unmovable;
 use super::outcome::{AllowedFault, FaultOutcome};
 use super::spaces::Spaces;
+use super::userfault::fault::asks_pager;
 use crate::lab;
 use crate::mm::tag_storage::{Failure, Unreserved};
 use crate::sched::{self, note_shortage, relax, runs_program};
@@ -190,6 +191,9 @@ impl Space {
             return None;
         }
         if entry.may_be_filled() {
+            if asks_pager(area, fault.page).is_some() {
+                return None;
+            }
             let object = area.object().filter(|object| object.registers().is_none())?;
             let found = object.frame(fault.cpu, area.page_at(fault.page)).ok()?;
             return Some(fault.map_copy_in(object, &found, new));

@@ -183,6 +183,19 @@ impl From<OutOfMemory> for NoPage {
     }
 }
 
+/// What an object has of a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Presence {
+    /// No memory, also for a first access: it ends before, or is registers.
+    Never,
+    /// No frame and no contents: a first access makes it.
+    Absent,
+    /// A frame that is on its way.
+    OnItsWay,
+    /// A frame, or contents.
+    Here,
+}
+
 impl Object {
     /// Distinguishes it from every other object, also from earlier ones: a futex may still sleep on a word of one of
     /// those (Linux: `i_sequence`).
@@ -356,22 +369,42 @@ impl Object {
 
     /// Whether `page` has a frame that is used, or its contents are in memory anyway.
     pub(super) fn has(&self, page: u64) -> bool {
-        self.has_where(page, pages::is_used)
+        self.has_contents(page) || pages::is_used(self.entry(page))
     }
 
-    /// Whether `page`, before the end, has no frame and no contents: its first access makes it.
+    /// What a first access of `page` finds.
     #[cold]
-    pub(super) fn lacks(&self, page: u64) -> bool {
-        self.has_inside(page) && !self.is_registers() && !self.has_where(page, |entry| entry != Descriptor::EMPTY)
+    pub(super) fn presence(&self, page: u64) -> Presence {
+        match self.entry(page) {
+            _ if !self.has_inside(page) || self.is_registers() => Presence::Never,
+            entry if pages::is_migrating(entry) => Presence::OnItsWay,
+            Descriptor::EMPTY if !self.has_contents(page) => Presence::Absent,
+            _ => Presence::Here,
+        }
     }
 
-    /// Whether the entry of `page` `is_there`, or its contents are in memory anyway.
-    fn has_where(&self, page: u64, is_there: impl FnOnce(Descriptor) -> bool) -> bool {
-        if self.file.is_some_and(|contents| page < (contents.len() as u64).div_ceil(PAGE)) {
-            return true;
-        }
+    /// Whether the contents of `page` are in memory anyway.
+    fn has_contents(&self, page: u64) -> bool {
+        self.file.is_some_and(|contents| page < (contents.len() as u64).div_ceil(PAGE))
+    }
+
+    /// The entry of `page` in its tree.
+    fn entry(&self, page: u64) -> Descriptor {
         let cell = self.filled(page..page + 1).and_then(|range| self.tables().cell(range.start()));
-        cell.is_some_and(|(_, cell)| is_there(self.common.mmu.load(cell)))
+        cell.map_or(Descriptor::EMPTY, |(_, cell)| self.common.mmu.load(cell))
+    }
+
+    /// The frame of `page`, if the page is before the end and [here](Presence::Here), or [on its
+    /// way](Presence::OnItsWay).
+    pub(super) fn present(&self, cpu: &Cpu, page: u64) -> Result<Option<Found<'_, Machine>>, OutOfMemory> {
+        if !self.has_inside(page) {
+            return Ok(None);
+        }
+        if self.has_contents(page) {
+            return self.find_or_add(cpu, page, |_| {}).map(Some);
+        }
+        let place = self.tables().cell(VirtAddr(page * PAGE));
+        Ok(place.and_then(|(_, cell)| Found::look_to_use(&self.common.mmu, cell)))
     }
 
     /// Gives `page`, which has no frame, the one that the caller has filled, and has `map` map it. On an error the frame

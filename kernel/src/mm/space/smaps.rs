@@ -49,7 +49,7 @@ pub struct AreaShown {
     pub may_have_blocks: bool,
     /// Linux's names of properties, in Linux's order, each with whether the area has it: of guards (`gu`) the
     /// [pages](Resident::has_guards) tell.
-    pub properties: [([u8; 2], bool); 28],
+    pub properties: [([u8; 2], bool); 29],
 }
 
 /// All areas of a space together.
@@ -102,7 +102,7 @@ impl Area {
     }
 
     /// See [`AreaShown::properties`].
-    fn properties(&self) -> [([u8; 2], bool); 28] {
+    fn properties(&self) -> [([u8; 2], bool); 29] {
         let has = |flags| self.flags().has_any(flags);
         let allows = |access| self.protection().contains(access);
         let (is_device, is_shared) = (self.is_of_device(), self.is_shared());
@@ -134,6 +134,7 @@ impl Area {
             (*b"nh", has(AreaFlags::NO_BLOCKS)),
             (*b"mt", allows(Protection::TAGGED)),
             (*b"dp", self.is_droppable()),
+            (*b"ui", has(AreaFlags::UFFD_MINOR)),
             (*b"sl", self.is_sealed()),
         ]
     }

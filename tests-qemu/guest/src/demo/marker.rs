@@ -2,6 +2,7 @@
 //!
 //! The runner boots it with the fix away first: there nothing remembers the protection, and the pager misses the store.
 
+use granule::mm::space::Reason;
 use granule::{lab, println};
 use granule_arch::descriptor::{Descriptor, bits};
 
@@ -26,7 +27,7 @@ pub(super) fn show(t: &mut Test) {
     match message {
         Some(fault) => {
             t.equal("where", fault.address, START);
-            t.check("a store to what is protected", fault.is_write && fault.is_protected);
+            t.check("a store to what is protected", fault.is_write && fault.reason == Reason::WriteProtected);
             println!("The process stores 2: it faults, the page comes back with its mark, and the store waits.");
             println!("The pager reads: a store to {:#x}, which is write-protected. It ends that.", fault.address.0);
         }

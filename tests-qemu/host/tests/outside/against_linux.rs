@@ -36,6 +36,7 @@ const PROGRAMS: [&str; 24] = [
     "mappings execute-only",
     "memfd",
     "memfd race",
+    "minor",
     "peek",
     "pidfds",
     "polls",

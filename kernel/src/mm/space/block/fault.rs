@@ -41,7 +41,7 @@ impl Space {
         // A block of an object may have no tags, and others may use it.
         let is_untagged = area.object().is_some() && area.protection().contains(Protection::TAGGED);
         // A pager serves each page.
-        let is_asked = area.flags().has_any(AreaFlags::UFFD_MISSING);
+        let is_asked = area.flags().has_any(AreaFlags::UFFD_FIRST);
         is_wanted
             && !is_asked
             && !is_code

@@ -70,6 +70,12 @@ pub(super) const fn is_used(entry: Descriptor) -> bool {
     entry.0 as i64 > 0
 }
 
+/// Whether the page of an `entry` is on its way.
+#[inline(always)]
+pub(super) const fn is_migrating(entry: Descriptor) -> bool {
+    is_used(entry) && entry.0 & HERE == 0
+}
+
 /// The frame of a page, as it was when it was looked up. It may be freed at any time, but not while
 /// [it is current](Found::is_current) and the lock of a table that maps the page is held.
 pub(in super::super) struct Found<'a, M: Stores> {
@@ -100,8 +106,7 @@ impl<'a, M: Stores> Found<'a, M> {
 
     /// Whether the page is on its way to another frame now.
     pub(in super::super) fn is_migrating(&self, mmu: &M) -> bool {
-        let entry = mmu.load(self.cell);
-        is_used(entry) && entry.0 & HERE == 0
+        is_migrating(mmu.load(self.cell))
     }
 
     #[inline(always)]
@@ -112,7 +117,7 @@ impl<'a, M: Stores> Found<'a, M> {
     /// Whether the entry is the same, and the page, by `is_inside`, before the object's end. The lock of the page table
     /// is held, which a truncation takes after its change.
     #[inline(always)]
-    pub(super) fn is_current(&self, mmu: &M, is_inside: impl FnOnce() -> bool) -> bool {
+    pub(in super::super) fn is_current(&self, mmu: &M, is_inside: impl FnOnce() -> bool) -> bool {
         let is_there = mmu.load(self.cell) == self.entry;
         // The entry before the size, as what added the page has them, and before what is known of the frame.
         fence(Ordering::Acquire);

@@ -51,7 +51,7 @@ fn shared_and_registered(
     let (space, child) = shared_with_child(rig);
     let pager = Userfaultfd::new(&space, user_mode_only, 0).unwrap();
     pager.agree(Features(features)).unwrap();
-    let missing = Enrolment { missing: true, write_protected: false };
+    let missing = Enrolment { missing: true, minor: false, write_protected: false };
     Userfaultfd::register(&pager, &rig.cpu, START, PAGE, missing).unwrap();
     (space, (child, pager))
 }

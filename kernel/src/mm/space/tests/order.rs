@@ -172,7 +172,7 @@ fn write_protection_invalidates_before_it_drops_the_lock_of_a_table() {
             }
             let pager = Userfaultfd::new(&space, false, 0).unwrap();
             pager.agree(Features(0)).unwrap();
-            let enrolment = Enrolment { missing: false, write_protected: true };
+            let enrolment = Enrolment { missing: false, minor: false, write_protected: true };
             Userfaultfd::register(&pager, &rig.cpu, START, PAGES * PAGE, enrolment).unwrap();
             let finished = race(
                 &space,

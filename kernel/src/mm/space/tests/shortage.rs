@@ -300,7 +300,7 @@ fn a_fork_needs_records_and_a_table_for_each() {
     refused_until(7, SpaceError::NoMemory, two, |rig, space| space.fork(&rig.cpu));
 }
 
-const WP: Enrolment = Enrolment { missing: false, write_protected: true };
+const WP: Enrolment = Enrolment { missing: false, minor: false, write_protected: true };
 
 /// As [`refused_until`], of a call of a pager, with which `prepare` has registered what it has made.
 #[track_caller]
@@ -352,7 +352,7 @@ fn the_calls_of_a_pager_need_records_tables_and_pages() {
         |rig: &Rig, pager: &Counted<Userfaultfd>| pager.write_protect(&rig.cpu, None, START, 3 * PAGE, Mark::Clear);
     pager_refused_until(0, UserfaultError::OutOfMemory, &at(START, 3), nothing, clear);
     // Records for what an area is cut into.
-    let both = Enrolment { missing: true, write_protected: true };
+    let both = Enrolment { missing: true, minor: false, write_protected: true };
     let register = |rig: &Rig, pager: &Counted<Userfaultfd>| Userfaultfd::register(pager, &rig.cpu, middle, PAGE, both);
     pager_refused_until(1, UserfaultError::OutOfMemory, &at(START, 5), nothing, register);
     let unregister = |rig: &Rig, pager: &Counted<Userfaultfd>| pager.unregister(&rig.cpu, middle, PAGE);
@@ -377,7 +377,7 @@ fn a_page_of_an_object_that_a_pager_cannot_bring_is_brought_the_next_time() {
         map(&rig, &space, &MapRequest { sharing: Sharing::Shared, ..at(START, 2) });
         let pager = Userfaultfd::new(&space, false, 0).unwrap();
         pager.agree(Features::ALL).unwrap();
-        let both = Enrolment { missing: true, write_protected: true };
+        let both = Enrolment { missing: true, minor: false, write_protected: true };
         Userfaultfd::register(&pager, &rig.cpu, START, 2 * PAGE, both).unwrap();
         let taken = TakenFrames::leaving(&rig, left);
         let filled = pager.fill(&rig.cpu, None, START, PAGE, Content::Zeros);

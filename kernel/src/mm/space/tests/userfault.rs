@@ -1,17 +1,18 @@
 //! Pages that a pager serves, and what stays write-protected.
 
 mod marks;
+mod minor;
 mod random;
 mod waits;
 
 use super::*;
 use crate::mm::counted::Counted;
 use crate::mm::space::scan::{Scan, ScanRequest};
-use crate::mm::space::{Content, Enrolment, FaultError, Features, FillError, Mark, Userfaultfd};
+use crate::mm::space::{Content, Enrolment, FaultError, Features, FillError, Mark, Reason, Userfaultfd};
 
 const START: VirtAddr = VirtAddr(0x10_0000_0000);
-const BOTH: Enrolment = Enrolment { missing: true, write_protected: true };
-const WP: Enrolment = Enrolment { missing: false, write_protected: true };
+const BOTH: Enrolment = Enrolment { missing: true, minor: false, write_protected: true };
+const WP: Enrolment = Enrolment { missing: false, minor: false, write_protected: true };
 
 fn pager(space: &SpaceRef, features: u64) -> Counted<Userfaultfd> {
     let pager = Userfaultfd::new(space, false, 0).unwrap();

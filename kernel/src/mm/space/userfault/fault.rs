@@ -17,8 +17,9 @@ use super::super::fault::handle_fault;
 use super::super::look::{Glimpse, LockedEntry};
 use super::super::outcome::{AllowedFault, FaultOutcome};
 use super::super::range::pages;
+use super::super::shmem::Presence;
 use super::queue::{Queue, QueuedFault};
-use super::{Features, PageFault};
+use super::{Features, PageFault, Reason};
 use crate::chip::timer;
 use crate::lab;
 use crate::sched;
@@ -55,20 +56,43 @@ impl FaultMode {
     }
 }
 
-/// The reason for a pager to serve a fault. Only a [`LockedEntry`] gives one, so neither a message nor SIGBUS comes
-/// from a look without the lock.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Reason {
-    Missing,
-    WriteProtected,
+/// The outcome of the first access of `page` in `area`, if a pager serves it, or may when the page has come to its object.
+#[inline(always)]
+pub(in super::super) fn asks_pager(area: &Area, page: VirtAddr) -> Option<FaultOutcome> {
+    if area.flags().has_any(AreaFlags::UFFD_FIRST) { first_access(area, page).outcome() } else { None }
 }
 
-/// Whether a pager serves the first access of `page` in `area`. Of an object it does where that has no page: what it has is
-/// mapped.
-#[inline(always)]
-pub(in super::super) fn is_missing(area: &Area, page: VirtAddr) -> bool {
-    let is_asked = area.flags().has_any(AreaFlags::UFFD_MISSING);
-    is_asked && area.object().is_none_or(|object| object.lacks(area.page_at(page)))
+/// How the first access of a page is served.
+enum FirstAccess {
+    /// A page is mapped.
+    Mapped,
+    ByPager(Reason),
+    /// As is decided when the page, which is on its way, has come to its object.
+    Later,
+}
+
+impl FirstAccess {
+    fn outcome(self) -> Option<FaultOutcome> {
+        match self {
+            Self::Mapped => None,
+            Self::ByPager(_) => Some(FaultOutcome::Userfault),
+            Self::Later => Some(FaultOutcome::Migrating),
+        }
+    }
+}
+
+/// How the first access of `page` in `area` is served. An object decides once, by one look: what it is given after that is
+/// as if it had come before, or after the access.
+#[cold]
+fn first_access(area: &Area, page: VirtAddr) -> FirstAccess {
+    let is_for = |flag| area.flags().has_any(flag);
+    let presence = area.object().map_or(Presence::Absent, |object| object.presence(area.page_at(page)));
+    match presence {
+        Presence::Absent if is_for(AreaFlags::UFFD_MISSING) => FirstAccess::ByPager(Reason::Missing),
+        Presence::Here if is_for(AreaFlags::UFFD_MINOR) => FirstAccess::ByPager(Reason::Minor),
+        Presence::OnItsWay if is_for(AreaFlags::UFFD_MINOR) => FirstAccess::Later,
+        _ => FirstAccess::Mapped,
+    }
 }
 
 /// The reason for a pager to serve an access of `page` in `area`, which permits it, and whose entry, or that of its
@@ -80,7 +104,10 @@ fn reason(area: &Area, page: VirtAddr, seen: LockedEntry<'_>, access: Access) ->
         return is_protected.then_some(Reason::WriteProtected);
     }
     let is_empty = matches!(state(entry), EntryState::Empty | EntryState::Marker(Markers::UFFD_WP));
-    (is_empty && is_missing(area, page)).then_some(Reason::Missing)
+    match is_empty.then(|| first_access(area, page)) {
+        Some(FirstAccess::ByPager(reason)) => Some(reason),
+        _ => None,
+    }
 }
 
 impl Space {
@@ -151,7 +178,7 @@ impl Space {
             let message = PageFault {
                 address: if features.has(Features::EXACT_ADDRESS) { address } else { page },
                 is_write: access == Access::Write,
-                is_protected: reason == Reason::WriteProtected,
+                reason,
                 thread: features.has(Features::THREAD_ID).then(sched::program_number),
             };
             // SAFETY: the node stays where it is until the wait, below, is over.
@@ -193,12 +220,10 @@ impl Space {
             if entry.is_empty() || !entry.may_be_filled() {
                 return Ok(());
             }
-            if is_missing(fault.area, page) {
-                return Err(FaultError::Userfault);
-            }
-            let outcome = match fault.area.object() {
-                Some(object) => fault.object_page(object),
-                None => match self.new_page(cpu, page, fault.area.protection(), access) {
+            let outcome = match (asks_pager(fault.area, page), fault.area.object()) {
+                (Some(outcome), _) => outcome,
+                (None, Some(object)) => fault.object_page(object),
+                (None, None) => match self.new_page(cpu, page, fault.area.protection(), access) {
                     Ok(new) => {
                         self.install_or_drop(cpu, fault.table, page, fault.cell, new);
                         FaultOutcome::Served

@@ -1,7 +1,7 @@
-//! Pages that a pager brings: copies of its own memory, zeros, and poison.
+//! Pages that a pager brings: copies of its own memory, zeros, poison, and those that an object has.
 //!
 //! A page is prepared without a lock, since its contents may fault, and installed under the table's lock where nothing is,
-//! or a marker. Of a shared area it becomes the object's first.
+//! or a marker. Of a shared area it becomes the object's first; what the object has is looked up, and mapped if it is that still.
 
 #![allow(unsafe_code, reason = "a new frame by its linear address")]
 
@@ -17,6 +17,7 @@ use super::super::entry::{EntryState, first_entry, read_only_attributes, rest_of
 use super::super::range::pages;
 use super::super::shmem::Object;
 use super::super::shmem::pages::Arrival;
+use super::super::table_lock::TableGuard;
 use super::{FillError, UserfaultError, Userfaultfd, range_of_call};
 use crate::mm::OutOfMemory;
 use crate::mm::tlb::user::Leaf;
@@ -31,14 +32,21 @@ pub enum Content {
     Copy(VirtAddr, bool),
     /// Zeros.
     Zeros,
+    /// Those of the page of the object, in pages that are write-protected or not.
+    Present(bool),
     /// Nothing: an access is SIGBUS (`BUS_MCEERR_AR`).
     Poison,
 }
 
 impl Content {
+    /// Whether a page of a shared area becomes the object's first.
+    fn is_new(self) -> bool {
+        matches!(self, Self::Copy(..) | Self::Zeros)
+    }
+
     /// Whether the page is write-protected from the beginning.
     fn is_protected(self) -> bool {
-        matches!(self, Self::Copy(_, true))
+        matches!(self, Self::Copy(_, true) | Self::Present(true))
     }
 }
 
@@ -48,6 +56,8 @@ enum Filling {
     Frame(PhysAddr),
     /// The page of zeros.
     Zeros,
+    /// The object's.
+    Present,
     Poison,
 }
 
@@ -104,10 +114,10 @@ impl Userfaultfd {
         let (is_shared, watched) = {
             let areas = space.areas.read(rest.start());
             let area = self.check_area(&areas, rest, content)?;
-            if area.is_shared() && content != Content::Poison && is_behind_the_end(area, rest.start()) {
+            if area.is_shared() && content.is_new() && is_behind_the_end(area, rest.start()) {
                 return Err(behind_the_end(area, content));
             }
-            (area.is_shared(), is_watched(area))
+            (area.is_shared(), content.is_new() && is_watched(area))
         };
         let filling = match content {
             Content::Copy(from, _) => {
@@ -126,18 +136,27 @@ impl Userfaultfd {
             }
             Content::Zeros if is_shared => Filling::Frame(frames.alloc_movable_zeroed(cpu)?),
             Content::Zeros => Filling::Zeros,
+            Content::Present(_) => Filling::Present,
             Content::Poison => Filling::Poison,
         };
-        let filled = {
+        let filled = loop {
             // A fault that finds the page of an object before it is mapped waits for this.
             let _arrival = watched.then(|| space.common.migrations.arrive());
             let areas = space.areas.read(rest.start());
-            match self.check_area(&areas, rest, content) {
-                Ok(area) if (area.is_shared(), is_watched(area)) != (is_shared, watched) => {
+            let filled = match self.check_area(&areas, rest, content) {
+                Ok(area) if (area.is_shared(), content.is_new() && is_watched(area)) != (is_shared, watched) => {
                     Err(UserfaultError::Changing.into())
                 }
                 Ok(area) => install_filling(space, cpu, area, rest, &filling, content),
                 Err(error) => Err(error.into()),
+            };
+            match filled {
+                Ok(Filled::OnItsWay) => {
+                    drop(areas);
+                    space.common.wait_for_migration();
+                }
+                Ok(Filled::Done) => break Ok(()),
+                Err(error) => break Err(error),
             }
         };
         if let (Filling::Frame(frame), Err(_)) = (filling, &filled) {
@@ -153,17 +172,26 @@ impl Userfaultfd {
         let area = area.ok_or(UserfaultError::NotRegistered)?;
         // An event that was sent since is not read yet.
         self.check_unchanging()?;
-        if content.is_protected() && !area.flags().has_any(AreaFlags::UFFD_WP) {
+        let takes = area.object().is_some() || !matches!(content, Content::Present(_));
+        if content.is_protected() && !area.flags().has_any(AreaFlags::UFFD_WP) || !takes {
             return Err(UserfaultError::Invalid);
         }
         Ok(area)
     }
 }
 
-/// Whether a page of an object that comes to `area` may be protected, in the same call or by another that sees it: no
-/// fault finds it before it is mapped.
+/// Whether no fault may find a new page of the object of `area` before it is mapped: it may be protected, in the same call
+/// or by another that sees it, or its first access would be minor.
 fn is_watched(area: &Area) -> bool {
-    area.is_shared() && area.flags().has_any(AreaFlags::UFFD_WP)
+    area.is_shared() && area.flags().has_any(AreaFlags::UFFD_WP.with(AreaFlags::UFFD_MINOR))
+}
+
+/// What has become of a page that was to be installed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Filled {
+    Done,
+    /// The page is on its way to another frame: it is tried again then.
+    OnItsWay,
 }
 
 /// Whether the object of `area` ends before `page`.
@@ -173,7 +201,7 @@ fn is_behind_the_end(area: &Area, page: VirtAddr) -> bool {
 
 /// The error of a page there: an object could have none for it (Linux: `shmem_mfill_folio_alloc`).
 fn behind_the_end(area: &Area, content: Content) -> FillError {
-    if area.is_shared() && content != Content::Poison { OutOfMemory.into() } else { FillError::Fault }
+    if area.is_shared() && content.is_new() { OutOfMemory.into() } else { FillError::Fault }
 }
 
 /// Installs `filling` at the first page of `rest`, in `area`. On an error its frame is the caller's still.
@@ -184,7 +212,7 @@ fn install_filling(
     rest: PageRange,
     filling: &Filling,
     content: Content,
-) -> Result<(), FillError> {
+) -> Result<Filled, FillError> {
     let page = rest.start();
     let Some(found) = space.ensure_cells(cpu, pages(page, page + PAGE))? else { return Err(FillError::Exists) };
     let Some(cell) = found.cells.first() else { return Err(FillError::Exists) };
@@ -197,6 +225,9 @@ fn install_filling(
             Some(object) => place.install_in_object(cpu, object, *frame),
             None => Err(FillError::Exists),
         },
+        Filling::Present => {
+            return area.object().map_or(Err(FillError::Fault), |object| place.map_present(cpu, object));
+        }
         Filling::Frame(frame) => place.install(place.own(*frame), true),
         Filling::Zeros => {
             let zeros = Descriptor::page(space.common.zeros, read_only_attributes(area.protection())).special();
@@ -204,6 +235,7 @@ fn install_filling(
         }
         Filling::Poison => place.install(Descriptor::from(Markers::POISONED), false),
     }
+    .map(|()| Filled::Done)
 }
 
 /// Where a page is installed. The areas are locked for reading.
@@ -237,8 +269,7 @@ impl Place<'_> {
             return Err(FillError::Exists);
         }
         let new = if new.is_present() { self.space.prepared(new) } else { new };
-        locked.note_used(self.page);
-        mmu.store(self.cell, if self.is_protected { new.uffd_wp() } else { new });
+        self.store(&locked, new);
         Ok(())
     }
 
@@ -259,6 +290,41 @@ impl Place<'_> {
         }
     }
 
+    /// Maps the page that `object` has.
+    fn map_present(&self, cpu: &Cpu, object: &Object) -> Result<Filled, FillError> {
+        let (mmu, index, protection) = (self.space.mmu(), self.area.page_at(self.page), self.area.protection());
+        loop {
+            let found = object.present(cpu, index)?.ok_or(FillError::Fault)?;
+            {
+                let locked = self.space.lock_table(self.table);
+                if !self.is_fillable(true) {
+                    return Err(FillError::Exists);
+                }
+                if found.is_current(mmu, || object.has_inside(index)) {
+                    let frame = found.frame();
+                    // As for a fault, no reference is held: the object has the frame while the table is locked.
+                    self.space.common.record(frame).share();
+                    let new = match self.area.is_shared() {
+                        true => first_entry(frame, protection),
+                        false => Descriptor::page(frame, read_only_attributes(protection)),
+                    };
+                    self.store(&locked, self.space.prepared_for_fault(new, protection));
+                    return Ok(Filled::Done);
+                }
+            }
+            if found.is_migrating(mmu) {
+                return Ok(Filled::OnItsWay);
+            }
+            relax();
+        }
+    }
+
+    /// Stores `new`, a page, protected or not. The table is `locked`.
+    fn store(&self, locked: &TableGuard<'_>, new: Descriptor) {
+        locked.note_used(self.page);
+        self.space.mmu().store(self.cell, if self.is_protected { new.uffd_wp() } else { new });
+    }
+
     /// Gives the page of `object` the `frame`, and maps it.
     fn install_in_object(&self, cpu: &Cpu, object: &Object, frame: PhysAddr) -> Result<(), FillError> {
         {
@@ -275,9 +341,7 @@ impl Place<'_> {
             // Where another CPU was faster, the page is the object's, and its first access is no message any more.
             if self.is_fillable(true) {
                 self.space.common.record(frame).share();
-                let new = self.space.prepared_for_fault(new, protection);
-                locked.note_used(self.page);
-                self.space.mmu().store(self.cell, if self.is_protected { new.uffd_wp() } else { new });
+                self.store(&locked, self.space.prepared_for_fault(new, protection));
             }
         })
     }

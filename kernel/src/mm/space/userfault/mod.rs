@@ -1,7 +1,7 @@
 //! userfaultfd: a pager, which may be another process, serves the faults of a space.
 //!
-//! Areas are registered with a [`Userfaultfd`]. A first access where a page is *missing*, or a store to a page that is
-//! *write-protected*, becomes a message, and the thread that has faulted waits ([`fault`]). The pager reads the message
+//! Areas are registered with a [`Userfaultfd`]. A first access where a page is *missing*, or is *minor* since the area's
+//! object has it, or a store to a page that is *write-protected*, becomes a message, and the thread that has faulted waits ([`fault`]). The pager reads the message
 //! ([`queue`]), brings a page ([`fill`]) or clears the protection ([`protect`]), and wakes the thread, which makes its
 //! access again. Changes that the space makes to its own mappings become events ([`events`]).
 //!
@@ -82,6 +82,8 @@ impl Features {
     pub const SIGBUS: u64 = 1 << 7;
     /// Messages have the number of the thread.
     pub const THREAD_ID: u64 = 1 << 8;
+    /// Shared memory may be registered for first accesses to pages that its object has.
+    pub const MINOR_SHMEM: u64 = 1 << 10;
     /// Messages have the address, and not that of its page.
     pub const EXACT_ADDRESS: u64 = 1 << 11;
     /// Shared memory may be write-protected.
@@ -102,6 +104,7 @@ impl Features {
             | Self::EVENT_UNMAP
             | Self::SIGBUS
             | Self::THREAD_ID
+            | Self::MINOR_SHMEM
             | Self::EXACT_ADDRESS
             | Self::WP_HUGETLBFS_SHMEM
             | Self::WP_UNPOPULATED
@@ -210,6 +213,18 @@ pub enum Message {
     Unmap(PageRange),
 }
 
+/// The reason for a pager to serve a fault. Only a `LockedEntry` gives one, so neither a message nor SIGBUS comes from a
+/// look without the lock.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reason {
+    /// No page is there.
+    Missing,
+    /// The object has the page, and the space not.
+    Minor,
+    /// The page is there, and write-protected.
+    WriteProtected,
+}
+
 /// A fault as a pager reads it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PageFault {
@@ -217,8 +232,8 @@ pub struct PageFault {
     pub address: VirtAddr,
     /// It is a store.
     pub is_write: bool,
-    /// The page is there, and write-protected.
-    pub is_protected: bool,
+    /// The reason for the pager to serve it.
+    pub reason: Reason,
     /// The number of the thread, where that was asked for.
     pub thread: Option<u32>,
 }
@@ -226,8 +241,10 @@ pub struct PageFault {
 /// The accesses that an area is registered for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Enrolment {
-    /// First accesses.
+    /// First accesses to pages that are nowhere.
     pub missing: bool,
+    /// First accesses to pages that the object has.
+    pub minor: bool,
     /// Stores to what is write-protected.
     pub write_protected: bool,
 }
@@ -236,12 +253,13 @@ impl Enrolment {
     /// The flags of an area with this enrolment at a userfaultfd of `features`.
     const fn flags(self, features: Features) -> AreaFlags {
         let missing = if self.missing { AreaFlags::UFFD_MISSING } else { AreaFlags::NONE };
+        let minor = if self.minor { AreaFlags::UFFD_MINOR } else { AreaFlags::NONE };
         let protected = match self.write_protected {
             true if features.has(Features::WP_ASYNC) => AreaFlags::UFFD_WP.with(AreaFlags::UFFD_WP_ASYNC),
             true => AreaFlags::UFFD_WP,
             false => AreaFlags::NONE,
         };
-        missing.with(protected)
+        missing.with(minor).with(protected)
     }
 }
 
@@ -379,7 +397,8 @@ impl Userfaultfd {
     /// for with `this`.
     ///
     /// # Errors
-    /// [`UserfaultError::Invalid`] (no range of pages, nothing is mapped in it, or registers are),
+    /// [`UserfaultError::Invalid`] (no range of pages, nothing is mapped in it, or registers are, or for minor faults private
+    /// anonymous memory),
     /// [`UserfaultError::NotPermitted`], [`UserfaultError::Busy`], [`UserfaultError::OutOfMemory`] (also where the space has
     /// ended, as on Linux).
     pub fn register(
@@ -484,6 +503,9 @@ impl Registration {
         let is_others = area.flags().has_any(AreaFlags::REGISTERED) && !is_own;
         match self {
             Self::EndAll => Ok(()),
+            Self::Begin(modes) if modes.has_any(AreaFlags::UFFD_MINOR) && area.object().is_none() => {
+                Err(UserfaultError::Invalid)
+            }
             _ if area.is_of_device() || area.is_droppable() => Err(UserfaultError::Invalid),
             Self::Begin(_) if !area.may_write() => Err(UserfaultError::NotPermitted),
             Self::Begin(_) if is_others => Err(UserfaultError::Busy),

@@ -354,12 +354,18 @@ pub(super) const CALLS: &[Call] = &[
         drop(bound);
     }),
     call("UFFDIO_REGISTER", |w, _, cpu, _| {
-        let both = crate::mm::space::Enrolment { missing: true, write_protected: true };
+        let both = crate::mm::space::Enrolment { missing: true, minor: false, write_protected: true };
         pager(w, |pager| said(Userfaultfd::register(pager, cpu, START, w.bytes(), both)))
     }),
     call("UFFDIO_UNREGISTER", |w, _, cpu, _| pager(w, |pager| said(pager.unregister(cpu, START, w.bytes())))),
     call("UFFDIO_COPY", |w, space, cpu, at| copy(w, space, cpu, at, false)),
     call("UFFDIO_COPY, protected", |w, space, cpu, at| copy(w, space, cpu, at, true)),
+    call("UFFDIO_CONTINUE", |w, space, cpu, at| {
+        pager(w, |pager| said(pager.fill(cpu, Some(space), at, PAGE, Content::Present(false))))
+    }),
+    call("UFFDIO_CONTINUE, protected", |w, space, cpu, at| {
+        pager(w, |pager| said(pager.fill(cpu, Some(space), at, PAGE, Content::Present(true))))
+    }),
     call("UFFDIO_ZEROPAGE", |w, space, cpu, at| {
         pager(w, |pager| said(pager.fill(cpu, Some(space), at, PAGE, Content::Zeros)))
     }),

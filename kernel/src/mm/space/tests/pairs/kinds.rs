@@ -51,9 +51,10 @@ enum Then {
     Tagged,
 }
 
-const BOTH: Enrolment = Enrolment { missing: true, write_protected: true };
-const MISSING: Enrolment = Enrolment { missing: true, write_protected: false };
-const PROTECTED: Enrolment = Enrolment { missing: false, write_protected: true };
+const BOTH: Enrolment = Enrolment { missing: true, minor: false, write_protected: true };
+const MISSING: Enrolment = Enrolment { missing: true, minor: false, write_protected: false };
+const MINOR: Enrolment = Enrolment { missing: false, minor: true, write_protected: true };
+const PROTECTED: Enrolment = Enrolment { missing: false, minor: false, write_protected: true };
 const WITHOUT_EVENTS: u64 = Features::ALL.0
     & !(Features::WP_ASYNC
         | Features::SIGBUS
@@ -91,6 +92,7 @@ pub(super) const KINDS: &[Kind] = &[
     Kind { name: "missing", served: Some((WITHOUT_EVENTS, MISSING)), is_forked: true, ..PRIVATE },
     Kind { name: "protected", served: Some((WITHOUT_EVENTS, PROTECTED)), is_forked: true, ..PRIVATE },
     Kind { name: "protected_file", served: Some((WITHOUT_EVENTS, BOTH)), ..FILE },
+    Kind { name: "minor_file", served: Some((WITHOUT_EVENTS, MINOR)), ..FILE },
     Kind { name: "tracked", served: Some((TRACKED, PROTECTED)), is_forked: true, ..PRIVATE },
     Kind { name: "sigbus", served: Some((WITHOUT_EVENTS | Features::SIGBUS, BOTH)), is_forked: true, ..PRIVATE },
     GROUPS,

@@ -103,6 +103,7 @@ struct Page {
     of_object: u64,
     protection: Protection,
     missing: bool,
+    minor: bool,
     write_protected: bool,
     /// The next store is a message.
     mark: bool,
@@ -111,12 +112,12 @@ struct Page {
 
 impl Page {
     fn is_registered(&self) -> bool {
-        self.missing || self.write_protected
+        self.missing || self.minor || self.write_protected
     }
 
     /// Poison keeps its mark.
     fn unregister(&mut self) {
-        (self.missing, self.write_protected) = (false, false);
+        (self.missing, self.minor, self.write_protected) = (false, false, false);
         self.mark &= self.poison;
     }
 }
@@ -181,7 +182,8 @@ impl Range {
 
 /// The features that a pager may have here.
 fn features(random: &mut Random) -> Features {
-    let mut features = Features::POISON | Features::WP_HUGETLBFS_SHMEM | Features::MISSING_SHMEM;
+    let of_memory = Features::MISSING_SHMEM | Features::MINOR_SHMEM;
+    let mut features = Features::POISON | Features::WP_HUGETLBFS_SHMEM | of_memory;
     if random.next(3) == 0 {
         features |= Features::WP_ASYNC | Features::WP_UNPOPULATED;
     }
@@ -274,7 +276,7 @@ impl World {
             let object = known.kind.object().map(|object| &self.objects[object]);
             let is_inside = object.is_none_or(|object| object.has_inside(known.of_object));
             let is_missing = object.is_none_or(|object| !object.has(known.of_object));
-            if known.missing && is_missing && is_inside {
+            if is_inside && (known.missing && is_missing || known.minor && !is_missing) {
                 return Err(FaultError::Userfault);
             }
             if !is_inside {
@@ -389,6 +391,7 @@ impl World {
                 of_object,
                 protection: READ_WRITE,
                 missing: false,
+                minor: false,
                 write_protected: false,
                 mark: false,
                 poison: false,
@@ -419,23 +422,28 @@ impl World {
     }
 
     fn register(&mut self, range: Range) {
-        let mut modes = self.random.one_of(&[(true, false), (false, true), (true, true), (false, true)]);
+        let (mut modes, mut minor) = (
+            self.random.one_of(&[(true, false), (false, true), (true, true), (false, true)]),
+            self.random.next(4) == 0,
+        );
         if self.has_blocks() && self.random.next(4) != 0 {
             // Else a pager serves each page.
-            modes = (false, true);
+            (modes, minor) = ((false, true), false);
         }
         let (missing, write_protected) = modes;
-        let enrolment = Enrolment { missing, write_protected };
-        let is_mapped = range.each().any(|page| self.pages.contains_key(&page));
+        let enrolment = Enrolment { missing, minor, write_protected };
+        let mut mapped = range.each().filter_map(|page| self.pages.get(&page)).peekable();
+        let is_mapped = mapped.peek().is_some() && mapped.all(|known| !minor || known.kind.object().is_some());
         let expected = if is_mapped { Ok(()) } else { Err(UserfaultError::Invalid) };
         let result = Userfaultfd::register(&self.pager, &self.rig.cpu, range.start, range.bytes(), enrolment);
         assert_eq!(result, expected);
-        for page in range.each() {
+        for page in range.each().filter(|_| is_mapped) {
             let Some(known) = self.pages.get_mut(&page) else { continue };
-            let has_all = (known.missing || !missing) && (known.write_protected || !write_protected);
+            let has = [known.missing, known.minor, known.write_protected];
+            let has_all = has.into_iter().zip([missing, minor, write_protected]).all(|(has, wanted)| has || !wanted);
             if !(known.is_registered() && has_all) {
                 known.mark &= write_protected || known.poison;
-                (known.missing, known.write_protected) = (missing, write_protected);
+                (known.missing, known.minor, known.write_protected) = (missing, minor, write_protected);
             }
         }
     }
@@ -570,11 +578,24 @@ impl World {
         }
     }
 
-    /// One page of zeros, or of poison.
+    /// One page of zeros, of poison, or of its object.
     fn fill(&mut self, page: u64, content: Content) {
+        let invalid = Err(FillError::Call(UserfaultError::Invalid));
         let expected = match self.pages.get(&page) {
             None => Err(FillError::Call(UserfaultError::NotRegistered)),
             Some(known) if !known.is_registered() => Err(FillError::Call(UserfaultError::NotRegistered)),
+            Some(known) if content == Content::Present(true) && !known.write_protected => invalid,
+            Some(known) if matches!(content, Content::Present(_)) => match known.kind.object() {
+                None => invalid,
+                Some(object) => {
+                    let (object, page_of) = (&self.objects[object], known.of_object);
+                    match object.has_inside(page_of) && object.has(page_of) {
+                        false => Err(FillError::Fault),
+                        true if self.is_present(&self.space, page) => Err(FillError::Exists),
+                        true => Ok(()),
+                    }
+                }
+            },
             Some(known) => {
                 let object = known.kind.object().map(|object| &self.objects[object]);
                 let takes_markers = known.kind.is_shared() && content == Content::Zeros;
@@ -595,7 +616,7 @@ impl World {
         assert_eq!(filled, (if expected.is_ok() { PAGE } else { 0 }, expected), "{page:#x}, {content:?}");
         if expected.is_ok() {
             let known = self.pages.get_mut(&page).unwrap();
-            (known.mark, known.poison) = (false, content == Content::Poison);
+            (known.mark, known.poison) = (content == Content::Present(true), content == Content::Poison);
         }
     }
 
@@ -638,6 +659,7 @@ impl World {
             73 => self.fork(range),
             74..78 => self.fill(page, Content::Zeros),
             78..81 => self.fill(page, Content::Poison),
+            83..86 => self.fill(page, Content::Present(call == 83)),
             81 => self.unregister(range),
             82 if self.random.next(4) == 0 => self.close(),
             // Of what is registered it waits for the pager, which is this thread.

@@ -39,7 +39,7 @@ fn read_faults(pager: &Userfaultfd, count: u64) -> Vec<u64> {
     let page = |_| {
         let reading = pager.read(IfNotReady::Wait).unwrap();
         let Message::Fault(fault) = reading.message().clone() else { panic!("{:?}", reading.message()) };
-        assert!(fault.is_write && !fault.is_protected && fault.thread.is_none(), "{fault:?}");
+        assert!(fault.is_write && fault.reason == Reason::Missing && fault.thread.is_none(), "{fault:?}");
         reading.done();
         (fault.address - START) / PAGE
     };
