@@ -113,6 +113,7 @@ pub fn handle_fault(space: &Space, cpu: &Cpu, address: VirtAddr, access: Access)
         FaultOutcome::TagStorage => space.fault_on_access(cpu, page, access),
         FaultOutcome::Marker => space.fault_at_marker(cpu, page, access),
         FaultOutcome::Userfault => Err(FaultError::Userfault),
+        FaultOutcome::New => space.bring_new(cpu, page),
         FaultOutcome::Failed(denied) => Err(denied.error()),
     }
 }

@@ -26,6 +26,8 @@ pub(super) enum FaultOutcome {
     Marker,
     /// A pager may have to serve it.
     Userfault,
+    /// The object gets its page, which is mapped before other faults find it there.
+    New,
     /// It cannot be served.
     Failed(Denied),
 }

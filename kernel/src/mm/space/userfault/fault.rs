@@ -66,6 +66,8 @@ pub(in super::super) fn asks_pager(area: &Area, page: VirtAddr) -> Option<FaultO
 enum FirstAccess {
     /// A page is mapped.
     Mapped,
+    /// The object gets a page, which is minor from then on where it is not mapped.
+    New,
     ByPager(Reason),
     /// As is decided when the page, which is on its way, has come to its object.
     Later,
@@ -75,6 +77,7 @@ impl FirstAccess {
     fn outcome(self) -> Option<FaultOutcome> {
         match self {
             Self::Mapped => None,
+            Self::New => Some(FaultOutcome::New),
             Self::ByPager(_) => Some(FaultOutcome::Userfault),
             Self::Later => Some(FaultOutcome::Migrating),
         }
@@ -89,6 +92,7 @@ fn first_access(area: &Area, page: VirtAddr) -> FirstAccess {
     let presence = area.object().map_or(Presence::Absent, |object| object.presence(area.page_at(page)));
     match presence {
         Presence::Absent if is_for(AreaFlags::UFFD_MISSING) => FirstAccess::ByPager(Reason::Missing),
+        Presence::Absent if is_for(AreaFlags::UFFD_MINOR) => FirstAccess::New,
         Presence::Here if is_for(AreaFlags::UFFD_MINOR) => FirstAccess::ByPager(Reason::Minor),
         Presence::OnItsWay if is_for(AreaFlags::UFFD_MINOR) => FirstAccess::Later,
         _ => FirstAccess::Mapped,
@@ -237,6 +241,7 @@ impl Space {
             FaultOutcome::Userfault => Err(FaultError::Userfault),
             FaultOutcome::Failed(denied) => Err(denied.error()),
             FaultOutcome::Served if access == Access::Write && asks => Err(FaultError::Userfault),
+            FaultOutcome::New => self.bring_new(cpu, page),
             // The retry comes to the marker again: it would go on for ever if what it waits for needed this CPU.
             FaultOutcome::Migrating => {
                 self.common.wait_for_migration();

@@ -14,10 +14,13 @@ use super::super::area::tree::Areas;
 use super::super::area::{Area, AreaFlags};
 use super::super::cells::EntryCell;
 use super::super::entry::{EntryState, first_entry, read_only_attributes, rest_of_stale, state};
+use super::super::error::FaultError;
+use super::super::outcome::FaultOutcome;
 use super::super::range::pages;
 use super::super::shmem::Object;
 use super::super::shmem::pages::Arrival;
 use super::super::table_lock::TableGuard;
+use super::fault::asks_pager;
 use super::{FillError, UserfaultError, Userfaultfd, range_of_call};
 use crate::mm::OutOfMemory;
 use crate::mm::tlb::user::Leaf;
@@ -58,6 +61,8 @@ enum Filling {
     Zeros,
     /// The object's.
     Present,
+    /// The object's first, in this frame, of zeros, for a fault.
+    New(PhysAddr),
     Poison,
 }
 
@@ -180,6 +185,37 @@ impl Userfaultfd {
     }
 }
 
+impl Space {
+    /// Gives the object of the area at `page` a page of zeros, and maps it, where that is minor once the object has it: a
+    /// fault that finds it before it is mapped waits, and asks no pager. The access is made again.
+    ///
+    /// # Errors
+    /// [`FaultError::OutOfMemory`].
+    #[cold]
+    #[inline(never)]
+    pub(in super::super) fn bring_new(&self, cpu: &Cpu, page: VirtAddr) -> Result<(), FaultError> {
+        let frame = self.common.frames.alloc_movable_zeroed(cpu)?;
+        let filled = {
+            let _arrival = self.common.migrations.arrive();
+            let areas = self.areas.read(page);
+            // If anything has changed, the retry decides.
+            let area = areas.find(page).filter(|area| asks_pager(area, page) == Some(FaultOutcome::New));
+            let new = Filling::New(frame);
+            area.map_or(Err(FillError::Exists), |area| {
+                let filled = install_filling(self, cpu, area, pages(page, page + PAGE), &new, Content::Zeros);
+                filled.map_err(|error| if is_behind_the_end(area, page) { FillError::Exists } else { error })
+            })
+        };
+        if filled.is_err() {
+            self.common.frames.free(cpu, frame);
+        }
+        match filled {
+            Err(FillError::Call(UserfaultError::OutOfMemory)) => Err(FaultError::OutOfMemory),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Whether no fault may find a new page of the object of `area` before it is mapped: it may be protected, in the same call
 /// or by another that sees it, or its first access would be minor.
 fn is_watched(area: &Area) -> bool {
@@ -216,26 +252,35 @@ fn install_filling(
     let page = rest.start();
     let Some(found) = space.ensure_cells(cpu, pages(page, page + PAGE))? else { return Err(FillError::Exists) };
     let Some(cell) = found.cells.first() else { return Err(FillError::Exists) };
-    let place = Place { space, area, page, table: found.table, cell, is_protected: content.is_protected() };
+    let (is_protected, over) = (content.is_protected(), Over::Markers);
+    let place = Place { space, area, page, table: found.table, cell, is_protected, over };
     if is_behind_the_end(area, page) {
         return Err(behind_the_end(area, content));
     }
     match filling {
-        Filling::Frame(frame) if area.is_shared() => match area.object() {
-            Some(object) => place.install_in_object(cpu, object, *frame),
-            None => Err(FillError::Exists),
-        },
+        Filling::Frame(frame) if area.is_shared() => place.install_in_object(cpu, *frame),
+        Filling::New(frame) => Place { over: Over::Marks, ..place }.install_in_object(cpu, *frame),
         Filling::Present => {
             return area.object().map_or(Err(FillError::Fault), |object| place.map_present(cpu, object));
         }
-        Filling::Frame(frame) => place.install(place.own(*frame), true),
+        Filling::Frame(frame) => place.install(place.own(*frame)),
         Filling::Zeros => {
             let zeros = Descriptor::page(space.common.zeros, read_only_attributes(area.protection())).special();
-            place.install(zeros, false)
+            Place { over: Over::Nothing, ..place }.install(zeros)
         }
-        Filling::Poison => place.install(Descriptor::from(Markers::POISONED), false),
+        Filling::Poison => Place { over: Over::Nothing, ..place }.install(Descriptor::from(Markers::POISONED)),
     }
     .map(|()| Filled::Done)
+}
+
+/// Over what a page is installed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Over {
+    Nothing,
+    /// A marker that is no guard, which goes.
+    Markers,
+    /// The marker of write-protection, which the page keeps.
+    Marks,
 }
 
 /// Where a page is installed. The areas are locked for reading.
@@ -246,6 +291,7 @@ struct Place<'a> {
     table: PhysAddr,
     cell: &'a EntryCell,
     is_protected: bool,
+    over: Over,
 }
 
 impl Place<'_> {
@@ -255,8 +301,8 @@ impl Place<'_> {
         first_entry(frame, self.area.protection()).dirty()
     }
 
-    /// Stores `new`, if the entry is empty, or with `over_markers` a marker that is no guard.
-    fn install(&self, new: Descriptor, over_markers: bool) -> Result<(), FillError> {
+    /// Stores `new`, if the entry may be replaced.
+    fn install(&self, new: Descriptor) -> Result<(), FillError> {
         let mmu = self.space.mmu();
         // The contents before the entry.
         mmu.dmb_ishst();
@@ -265,16 +311,14 @@ impl Place<'_> {
         if is_behind_the_end(self.area, self.page) {
             return Err(FillError::Fault);
         }
-        if !self.is_fillable(over_markers) {
-            return Err(FillError::Exists);
-        }
+        let is_protected = self.fillable().ok_or(FillError::Exists)?;
         let new = if new.is_present() { self.space.prepared(new) } else { new };
-        self.store(&locked, new);
+        self.store(&locked, new, is_protected);
         Ok(())
     }
 
-    /// Whether the entry may be replaced. The table's lock is held.
-    fn is_fillable(&self, over_markers: bool) -> bool {
+    /// Whether the page is protected, if the entry may be replaced. The table's lock is held.
+    fn fillable(&self) -> Option<bool> {
         let mmu = self.space.mmu();
         let mut entry = mmu.load(self.cell);
         if state(entry) == EntryState::Stale {
@@ -284,31 +328,29 @@ impl Place<'_> {
             self.space.tlb().flush_replaced(mmu, Leaf::page(self.page));
         }
         match state(entry) {
-            EntryState::Empty => true,
-            EntryState::Marker(markers) => over_markers && !markers.contains(Markers::GUARD),
-            _ => false,
+            EntryState::Empty => Some(self.is_protected),
+            EntryState::Marker(markers) => match self.over {
+                Over::Markers if !markers.contains(Markers::GUARD) => Some(self.is_protected),
+                Over::Marks if markers == Markers::UFFD_WP => Some(true),
+                _ => None,
+            },
+            _ => None,
         }
     }
 
     /// Maps the page that `object` has.
     fn map_present(&self, cpu: &Cpu, object: &Object) -> Result<Filled, FillError> {
-        let (mmu, index, protection) = (self.space.mmu(), self.area.page_at(self.page), self.area.protection());
+        let (mmu, index) = (self.space.mmu(), self.area.page_at(self.page));
         loop {
             let found = object.present(cpu, index)?.ok_or(FillError::Fault)?;
             {
                 let locked = self.space.lock_table(self.table);
-                if !self.is_fillable(true) {
-                    return Err(FillError::Exists);
-                }
+                let is_protected = self.fillable().ok_or(FillError::Exists)?;
                 if found.is_current(mmu, || object.has_inside(index)) {
                     let frame = found.frame();
                     // As for a fault, no reference is held: the object has the frame while the table is locked.
                     self.space.common.record(frame).share();
-                    let new = match self.area.is_shared() {
-                        true => first_entry(frame, protection),
-                        false => Descriptor::page(frame, read_only_attributes(protection)),
-                    };
-                    self.store(&locked, self.space.prepared_for_fault(new, protection));
+                    self.store(&locked, self.of_object(frame), is_protected);
                     return Ok(Filled::Done);
                 }
             }
@@ -319,29 +361,36 @@ impl Place<'_> {
         }
     }
 
-    /// Stores `new`, a page, protected or not. The table is `locked`.
-    fn store(&self, locked: &TableGuard<'_>, new: Descriptor) {
-        locked.note_used(self.page);
-        self.space.mmu().store(self.cell, if self.is_protected { new.uffd_wp() } else { new });
+    /// The entry of a `frame` of the object: one that permits stores where all see them.
+    fn of_object(&self, frame: PhysAddr) -> Descriptor {
+        let protection = self.area.protection();
+        let new = match self.area.is_shared() {
+            true => first_entry(frame, protection),
+            false => Descriptor::page(frame, read_only_attributes(protection)),
+        };
+        self.space.prepared_for_fault(new, protection)
     }
 
-    /// Gives the page of `object` the `frame`, and maps it.
-    fn install_in_object(&self, cpu: &Cpu, object: &Object, frame: PhysAddr) -> Result<(), FillError> {
+    /// Stores `new`, protected or not. The table is `locked`.
+    fn store(&self, locked: &TableGuard<'_>, new: Descriptor, is_protected: bool) {
+        locked.note_used(self.page);
+        self.space.mmu().store(self.cell, if is_protected { new.uffd_wp() } else { new });
+    }
+
+    /// Gives the page of the area's object the `frame`, and maps it.
+    fn install_in_object(&self, cpu: &Cpu, frame: PhysAddr) -> Result<(), FillError> {
+        let object = self.area.object().ok_or(FillError::Exists)?;
         {
             let _locked = self.space.lock_table(self.table);
-            if !self.is_fillable(true) {
-                return Err(FillError::Exists);
-            }
+            self.fillable().ok_or(FillError::Exists)?;
         }
-        let arrival = if is_watched(self.area) { Arrival::Mapped } else { Arrival::Added };
+        let arrival = if is_watched(self.area) || self.over == Over::Marks { Arrival::Mapped } else { Arrival::Added };
         object.fill(cpu, self.area.page_at(self.page), frame, arrival, || {
-            let protection = self.area.protection();
-            let new = first_entry(frame, protection);
             let locked = self.space.lock_table(self.table);
             // Where another CPU was faster, the page is the object's, and its first access is no message any more.
-            if self.is_fillable(true) {
+            if let Some(is_protected) = self.fillable() {
                 self.space.common.record(frame).share();
-                self.store(&locked, self.space.prepared_for_fault(new, protection));
+                self.store(&locked, self.of_object(frame), is_protected);
             }
         })
     }
