@@ -53,7 +53,7 @@ enum Then {
 
 const BOTH: Enrolment = Enrolment { missing: true, minor: false, write_protected: true };
 const MISSING: Enrolment = Enrolment { missing: true, minor: false, write_protected: false };
-const MINOR: Enrolment = Enrolment { missing: false, minor: true, write_protected: true };
+const MINOR: Enrolment = Enrolment { minor: true, ..BOTH };
 const PROTECTED: Enrolment = Enrolment { missing: false, minor: false, write_protected: true };
 const WITHOUT_EVENTS: u64 = Features::ALL.0
     & !(Features::WP_ASYNC

@@ -87,7 +87,7 @@ fn a_copy_is_mapped_before_it_is_minor() {
     let rig: &'static Rig = Box::leak(Box::new(Rig::new(4)));
     let (space, file) = (rig.space(), object(rig, PAGES));
     map_at(rig, &space, &file, START, PAGES);
-    let pager = pager(&space, Features::ALL.0 & !Features::WP_ASYNC);
+    let pager = pager(&space, 0);
     Userfaultfd::register(&pager, &rig.cpu, START, PAGES * PAGE, ALL).unwrap();
     let (next, is_done) = (AtomicU64::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
