@@ -36,7 +36,7 @@ use super::parts::Divisible;
 use super::shmem::pages::{Found, order};
 use super::shmem::{NoPage, Object};
 use super::spaces::Spaces;
-use super::userfault::fault::asks_pager;
+use super::userfault::fault::{FirstPage, page_of_object};
 use crate::lab;
 use crate::mm::OutOfMemory;
 use crate::mm::kernel::Machine;
@@ -183,11 +183,9 @@ impl AllowedFault<'_> {
         if let Some(frame) = object.registers() {
             return self.map_registers(object, frame);
         }
-        if let Some(outcome) = asks_pager(self.area, self.page) {
-            return outcome;
-        }
-        match object.frame(self.cpu, self.area.page_at(self.page)) {
-            Ok(found) => self.map_found(object, &found),
+        match page_of_object(self.cpu, self.area, object, self.page) {
+            Ok(FirstPage::Found(found)) => self.map_found(object, &found),
+            Ok(FirstPage::Outcome(outcome)) => outcome,
             Err(error) => self.denied(error.into()),
         }
     }
@@ -417,9 +415,6 @@ impl Space {
         if let Some(outcome) = self.fault_in_block(cpu, area, page, access) {
             return Ok(outcome);
         }
-        if let Some(outcome) = asks_pager(area, page) {
-            return Ok(outcome);
-        }
         let mut source = self.table_source(cpu);
         if let Some(object) = area.object() {
             if let Some(frame) = object.registers() {
@@ -429,8 +424,12 @@ impl Space {
                 let fault = AllowedFault { space: self, cpu, area, page, table, cell, access };
                 return Ok(fault.map_registers(object, frame));
             }
-            let find = || Ok::<_, FirstFault>(object.frame(cpu, area.page_at(page))?);
-            let ((table, cell), found) = self.page_tables().ensure_cell(page, &mut source, find)?;
+            let find = || Ok::<_, FirstFault>(page_of_object(cpu, area, object, page)?);
+            let ((table, cell), sought) = self.page_tables().ensure_cell(page, &mut source, find)?;
+            let found = match sought {
+                FirstPage::Found(found) => found,
+                FirstPage::Outcome(outcome) => return Ok(outcome),
+            };
             // The link before another look at the object: a walk by the reverse map that does not see the table has
             // changed the object before.
             order();

@@ -40,7 +40,7 @@ use super::look::{Glimpse, LockedEntry};
 use super::migrate::Unmovable;
 use super::outcome::{AllowedFault, FaultOutcome};
 use super::spaces::Spaces;
-use super::userfault::fault::asks_pager;
+use super::userfault::fault::{FirstPage, page_of_object};
 use crate::lab;
 use crate::mm::tag_storage::{Failure, Unreserved};
 use crate::sched::{self, note_shortage, relax, runs_program};
@@ -191,11 +191,8 @@ impl Space {
             return None;
         }
         if entry.may_be_filled() {
-            if asks_pager(area, fault.page).is_some() {
-                return None;
-            }
             let object = area.object().filter(|object| object.registers().is_none())?;
-            let found = object.frame(fault.cpu, area.page_at(fault.page)).ok()?;
+            let Ok(FirstPage::Found(found)) = page_of_object(fault.cpu, area, object, fault.page) else { return None };
             return Some(fault.map_copy_in(object, &found, new));
         }
         if !entry.may_be_copied() {

@@ -17,11 +17,13 @@ use super::super::fault::handle_fault;
 use super::super::look::{Glimpse, LockedEntry};
 use super::super::outcome::{AllowedFault, FaultOutcome};
 use super::super::range::pages;
-use super::super::shmem::Presence;
+use super::super::shmem::pages::Found;
+use super::super::shmem::{NoPage, Object, Presence};
 use super::queue::{Queue, QueuedFault};
 use super::{Features, PageFault, Reason};
 use crate::chip::timer;
 use crate::lab;
+use crate::mm::kernel::Machine;
 use crate::sched;
 use crate::smp::Cpu;
 
@@ -56,10 +58,53 @@ impl FaultMode {
     }
 }
 
-/// The outcome of the first access of `page` in `area`, if a pager serves it, or may when the page has come to its object.
+/// What serves the first access of a page of an object.
+pub(in super::super) enum FirstPage<'a> {
+    /// The object's page is mapped.
+    Found(Found<'a, Machine>),
+    /// Another way does.
+    Outcome(FaultOutcome),
+}
+
+/// What serves the first access of `page` in `area`, of `object`, which is no registers. Where a pager may, the object is
+/// looked at once for that, and another look brings no page that the pager should have been asked about.
+///
+/// # Errors
+/// [`NoPage`].
 #[inline(always)]
-pub(in super::super) fn asks_pager(area: &Area, page: VirtAddr) -> Option<FaultOutcome> {
-    if area.flags().has_any(AreaFlags::UFFD_FIRST) { first_access(area, page).outcome() } else { None }
+pub(in super::super) fn page_of_object<'a>(
+    cpu: &Cpu,
+    area: &Area,
+    object: &'a Object,
+    page: VirtAddr,
+) -> Result<FirstPage<'a>, NoPage> {
+    if area.flags().has_any(AreaFlags::UFFD_FIRST) {
+        return page_by_pager(cpu, area, object, page);
+    }
+    Ok(FirstPage::Found(object.frame(cpu, area.page_at(page))?))
+}
+
+/// As [`page_of_object`], in an area where a pager may serve it.
+#[cold]
+#[inline(never)]
+fn page_by_pager<'a>(cpu: &Cpu, area: &Area, object: &'a Object, page: VirtAddr) -> Result<FirstPage<'a>, NoPage> {
+    if let Some(outcome) = first_access_of(area, object, page).outcome() {
+        return Ok(FirstPage::Outcome(outcome));
+    }
+    // Where pages that the object has are a pager's, there was none.
+    let may_have = !area.flags().has_any(AreaFlags::UFFD_MINOR);
+    let index = area.page_at(page);
+    match if may_have { object.present(cpu, index)? } else { None } {
+        Some(found) => Ok(FirstPage::Found(found)),
+        // It has changed since: the retry decides.
+        None if object.has_inside(index) => Ok(FirstPage::Outcome(FaultOutcome::Served)),
+        None => Err(NoPage::BehindTheEnd),
+    }
+}
+
+/// Whether the object of `area` gets `page` by its first access, and has it mapped before others find it.
+pub(super) fn is_new(area: &Area, page: VirtAddr) -> bool {
+    matches!(first_access(area, page), FirstAccess::New)
 }
 
 /// How the first access of a page is served.
@@ -84,13 +129,23 @@ impl FirstAccess {
     }
 }
 
-/// How the first access of `page` in `area` is served. An object decides once, by one look: what it is given after that is
-/// as if it had come before, or after the access.
-#[cold]
+/// How the first access of `page` in `area` is served.
+#[inline(always)]
 fn first_access(area: &Area, page: VirtAddr) -> FirstAccess {
+    match area.object() {
+        Some(object) => first_access_of(area, object, page),
+        None if area.flags().has_any(AreaFlags::UFFD_MISSING) => FirstAccess::ByPager(Reason::Missing),
+        None => FirstAccess::Mapped,
+    }
+}
+
+/// As [`first_access`], of `object`. It decides once, by one look: what it is given after that is as if it had come before,
+/// or after the access.
+#[cold]
+#[inline(never)]
+fn first_access_of(area: &Area, object: &Object, page: VirtAddr) -> FirstAccess {
     let is_for = |flag| area.flags().has_any(flag);
-    let presence = area.object().map_or(Presence::Absent, |object| object.presence(area.page_at(page)));
-    match presence {
+    match object.presence(area.page_at(page)) {
         Presence::Absent if is_for(AreaFlags::UFFD_MISSING) => FirstAccess::ByPager(Reason::Missing),
         Presence::Absent if is_for(AreaFlags::UFFD_MINOR) => FirstAccess::New,
         Presence::Here if is_for(AreaFlags::UFFD_MINOR) => FirstAccess::ByPager(Reason::Minor),
@@ -224,10 +279,10 @@ impl Space {
             if entry.is_empty() || !entry.may_be_filled() {
                 return Ok(());
             }
-            let outcome = match (asks_pager(fault.area, page), fault.area.object()) {
-                (Some(outcome), _) => outcome,
-                (None, Some(object)) => fault.object_page(object),
-                (None, None) => match self.new_page(cpu, page, fault.area.protection(), access) {
+            let outcome = match fault.area.object() {
+                Some(object) => fault.object_page(object),
+                None if fault.area.flags().has_any(AreaFlags::UFFD_MISSING) => FaultOutcome::Userfault,
+                None => match self.new_page(cpu, page, fault.area.protection(), access) {
                     Ok(new) => {
                         self.install_or_drop(cpu, fault.table, page, fault.cell, new);
                         FaultOutcome::Served

@@ -15,12 +15,11 @@ use super::super::area::{Area, AreaFlags};
 use super::super::cells::EntryCell;
 use super::super::entry::{EntryState, first_entry, read_only_attributes, rest_of_stale, state};
 use super::super::error::FaultError;
-use super::super::outcome::FaultOutcome;
 use super::super::range::pages;
 use super::super::shmem::Object;
 use super::super::shmem::pages::Arrival;
 use super::super::table_lock::TableGuard;
-use super::fault::asks_pager;
+use super::fault::is_new;
 use super::{FillError, UserfaultError, Userfaultfd, range_of_call};
 use crate::mm::OutOfMemory;
 use crate::mm::tlb::user::Leaf;
@@ -199,7 +198,7 @@ impl Space {
             let _arrival = self.common.migrations.arrive();
             let areas = self.areas.read(page);
             // If anything has changed, the retry decides.
-            let area = areas.find(page).filter(|area| asks_pager(area, page) == Some(FaultOutcome::New));
+            let area = areas.find(page).filter(|area| is_new(area, page));
             let new = Filling::New(frame);
             area.map_or(Err(FillError::Exists), |area| {
                 let filled = install_filling(self, cpu, area, pages(page, page + PAGE), &new, Content::Zeros);

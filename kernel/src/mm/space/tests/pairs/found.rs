@@ -105,3 +105,16 @@ fn a_copy_that_is_protected_is_so_from_the_first_store_on() {
         assert_eq!(found(harness, ["UFFDIO_COPY, protected", second]), None);
     }
 }
+
+/// Where a pager serves first accesses, a page that the object gets or loses during a fault is mapped unasked by none.
+#[test]
+fn no_fault_maps_a_page_that_a_pager_was_not_asked_about() {
+    for kind_of_memory in ["protected_file", "minor_file"] {
+        for first in ["load", "store", "device reads", "kernel copies out, without a pager"] {
+            for second in ["punch hole", "write to the file", "ftruncate, longer", "migration"] {
+                let harness = Harness::new(kind(kind_of_memory), 0);
+                assert_eq!(found(harness, [first, second]), None, "{kind_of_memory}: {first}, {second}");
+            }
+        }
+    }
+}
