@@ -58,10 +58,6 @@ enum Filling {
     Frame(PhysAddr),
     /// The page of zeros.
     Zeros,
-    /// The object's.
-    Present,
-    /// The object's first, in this frame, of zeros, for a fault.
-    New(PhysAddr),
     Poison,
 }
 
@@ -121,7 +117,7 @@ impl Userfaultfd {
             if area.is_shared() && content.is_new() && is_behind_the_end(area, rest.start()) {
                 return Err(behind_the_end(area, content));
             }
-            (area.is_shared(), content.is_new() && is_watched(area))
+            (area.is_shared(), is_watched(area))
         };
         let filling = match content {
             Content::Copy(from, _) => {
@@ -140,33 +136,47 @@ impl Userfaultfd {
             }
             Content::Zeros if is_shared => Filling::Frame(frames.alloc_movable_zeroed(cpu)?),
             Content::Zeros => Filling::Zeros,
-            Content::Present(_) => Filling::Present,
+            Content::Present(_) => return self.fill_present(space, cpu, rest, content),
             Content::Poison => Filling::Poison,
         };
-        let filled = loop {
+        let filled = {
             // A fault that finds the page of an object before it is mapped waits for this.
             let _arrival = watched.then(|| space.common.migrations.arrive());
             let areas = space.areas.read(rest.start());
-            let filled = match self.check_area(&areas, rest, content) {
-                Ok(area) if (area.is_shared(), content.is_new() && is_watched(area)) != (is_shared, watched) => {
+            match self.check_area(&areas, rest, content) {
+                Ok(area) if (area.is_shared(), is_watched(area)) != (is_shared, watched) => {
                     Err(UserfaultError::Changing.into())
                 }
                 Ok(area) => install_filling(space, cpu, area, rest, &filling, content),
                 Err(error) => Err(error.into()),
-            };
-            match filled {
-                Ok(Filled::OnItsWay) => {
-                    drop(areas);
-                    space.common.wait_for_migration();
-                }
-                Ok(Filled::Done) => break Ok(()),
-                Err(error) => break Err(error),
             }
         };
         if let (Filling::Frame(frame), Err(_)) = (filling, &filled) {
             frames.free(cpu, frame);
         }
         filled
+    }
+
+    /// Maps the first page of `rest`, which the object has, once it is not on its way to another frame.
+    #[cold]
+    #[inline(never)]
+    fn fill_present(&self, space: &Space, cpu: &Cpu, rest: PageRange, content: Content) -> Result<(), FillError> {
+        loop {
+            {
+                let areas = space.areas.read(rest.start());
+                let area = self.check_area(&areas, rest, content)?;
+                let object = area.object().ok_or(UserfaultError::Invalid)?;
+                let place = Place::new(space, cpu, area, rest.start(), content.is_protected())?;
+                if is_behind_the_end(area, rest.start()) {
+                    return Err(FillError::Fault);
+                }
+                match place.map_present(cpu, object)? {
+                    Filled::Done => return Ok(()),
+                    Filled::OnItsWay => {}
+                }
+            }
+            space.common.wait_for_migration();
+        }
     }
 
     /// The area of `rest`, one of `areas`, if it takes such pages.
@@ -176,8 +186,7 @@ impl Userfaultfd {
         let area = area.ok_or(UserfaultError::NotRegistered)?;
         // An event that was sent since is not read yet.
         self.check_unchanging()?;
-        let takes = area.object().is_some() || !matches!(content, Content::Present(_));
-        if content.is_protected() && !area.flags().has_any(AreaFlags::UFFD_WP) || !takes {
+        if content.is_protected() && !area.flags().has_any(AreaFlags::UFFD_WP) {
             return Err(UserfaultError::Invalid);
         }
         Ok(area)
@@ -199,9 +208,9 @@ impl Space {
             let areas = self.areas.read(page);
             // If anything has changed, the retry decides.
             let area = areas.find(page).filter(|area| is_new(area, page));
-            let new = Filling::New(frame);
             area.map_or(Err(FillError::Exists), |area| {
-                let filled = install_filling(self, cpu, area, pages(page, page + PAGE), &new, Content::Zeros);
+                let place = Place::new(self, cpu, area, page, false)?;
+                let filled = place.install_in_object(cpu, frame, Over::Marks);
                 filled.map_err(|error| if is_behind_the_end(area, page) { FillError::Exists } else { error })
             })
         };
@@ -247,29 +256,24 @@ fn install_filling(
     rest: PageRange,
     filling: &Filling,
     content: Content,
-) -> Result<Filled, FillError> {
+) -> Result<(), FillError> {
     let page = rest.start();
-    let Some(found) = space.ensure_cells(cpu, pages(page, page + PAGE))? else { return Err(FillError::Exists) };
-    let Some(cell) = found.cells.first() else { return Err(FillError::Exists) };
-    let (is_protected, over) = (content.is_protected(), Over::Markers);
-    let place = Place { space, area, page, table: found.table, cell, is_protected, over };
+    let place = Place::new(space, cpu, area, page, content.is_protected())?;
     if is_behind_the_end(area, page) {
         return Err(behind_the_end(area, content));
     }
-    match filling {
-        Filling::Frame(frame) if area.is_shared() => place.install_in_object(cpu, *frame),
-        Filling::New(frame) => Place { over: Over::Marks, ..place }.install_in_object(cpu, *frame),
-        Filling::Present => {
-            return area.object().map_or(Err(FillError::Fault), |object| place.map_present(cpu, object));
+    let (new, over) = match filling {
+        Filling::Frame(frame) if area.is_shared() => {
+            return place.install_in_object(cpu, *frame, Over::Markers);
         }
-        Filling::Frame(frame) => place.install(place.own(*frame)),
+        Filling::Frame(frame) => (place.own(*frame), Over::Markers),
         Filling::Zeros => {
             let zeros = Descriptor::page(space.common.zeros, read_only_attributes(area.protection())).special();
-            Place { over: Over::Nothing, ..place }.install(zeros)
+            (zeros, Over::Nothing)
         }
-        Filling::Poison => Place { over: Over::Nothing, ..place }.install(Descriptor::from(Markers::POISONED)),
-    }
-    .map(|()| Filled::Done)
+        Filling::Poison => (Descriptor::from(Markers::POISONED), Over::Nothing),
+    };
+    place.install(new, over)
 }
 
 /// Over what a page is installed.
@@ -290,10 +294,17 @@ struct Place<'a> {
     table: PhysAddr,
     cell: &'a EntryCell,
     is_protected: bool,
-    over: Over,
 }
 
-impl Place<'_> {
+impl<'a> Place<'a> {
+    /// That of `page` in `area`, with its table.
+    #[inline(always)]
+    fn new(space: &'a Space, cpu: &Cpu, area: &'a Area, page: VirtAddr, is_protected: bool) -> Result<Self, FillError> {
+        let found = space.ensure_cells(cpu, pages(page, page + PAGE))?.ok_or(FillError::Exists)?;
+        let cell = found.cells.first().ok_or(FillError::Exists)?;
+        Ok(Self { space, area, page, table: found.table, cell, is_protected })
+    }
+
     /// The entry of `frame`, which is this page's alone.
     fn own(&self, frame: PhysAddr) -> Descriptor {
         self.space.note_origin(frame, self.page);
@@ -301,7 +312,7 @@ impl Place<'_> {
     }
 
     /// Stores `new`, if the entry may be replaced.
-    fn install(&self, new: Descriptor) -> Result<(), FillError> {
+    fn install(&self, new: Descriptor, over: Over) -> Result<(), FillError> {
         let mmu = self.space.mmu();
         // The contents before the entry.
         mmu.dmb_ishst();
@@ -310,14 +321,14 @@ impl Place<'_> {
         if is_behind_the_end(self.area, self.page) {
             return Err(FillError::Fault);
         }
-        let is_protected = self.fillable().ok_or(FillError::Exists)?;
+        let is_protected = self.fillable(over).ok_or(FillError::Exists)?;
         let new = if new.is_present() { self.space.prepared(new) } else { new };
         self.store(&locked, new, is_protected);
         Ok(())
     }
 
     /// Whether the page is protected, if the entry may be replaced. The table's lock is held.
-    fn fillable(&self) -> Option<bool> {
+    fn fillable(&self, over: Over) -> Option<bool> {
         let mmu = self.space.mmu();
         let mut entry = mmu.load(self.cell);
         if state(entry) == EntryState::Stale {
@@ -328,7 +339,7 @@ impl Place<'_> {
         }
         match state(entry) {
             EntryState::Empty => Some(self.is_protected),
-            EntryState::Marker(markers) => match self.over {
+            EntryState::Marker(markers) => match over {
                 Over::Markers if !markers.contains(Markers::GUARD) => Some(self.is_protected),
                 Over::Marks if markers == Markers::UFFD_WP => Some(true),
                 _ => None,
@@ -344,7 +355,7 @@ impl Place<'_> {
             let found = object.present(cpu, index)?.ok_or(FillError::Fault)?;
             {
                 let locked = self.space.lock_table(self.table);
-                let is_protected = self.fillable().ok_or(FillError::Exists)?;
+                let is_protected = self.fillable(Over::Markers).ok_or(FillError::Exists)?;
                 if found.is_current(mmu, || object.has_inside(index)) {
                     let frame = found.frame();
                     // As for a fault, no reference is held: the object has the frame while the table is locked.
@@ -377,17 +388,17 @@ impl Place<'_> {
     }
 
     /// Gives the page of the area's object the `frame`, and maps it.
-    fn install_in_object(&self, cpu: &Cpu, frame: PhysAddr) -> Result<(), FillError> {
+    fn install_in_object(&self, cpu: &Cpu, frame: PhysAddr, over: Over) -> Result<(), FillError> {
         let object = self.area.object().ok_or(FillError::Exists)?;
         {
             let _locked = self.space.lock_table(self.table);
-            self.fillable().ok_or(FillError::Exists)?;
+            self.fillable(over).ok_or(FillError::Exists)?;
         }
-        let arrival = if is_watched(self.area) || self.over == Over::Marks { Arrival::Mapped } else { Arrival::Added };
+        let arrival = if is_watched(self.area) || over == Over::Marks { Arrival::Mapped } else { Arrival::Added };
         object.fill(cpu, self.area.page_at(self.page), frame, arrival, || {
             let locked = self.space.lock_table(self.table);
             // Where another CPU was faster, the page is the object's, and its first access is no message any more.
-            if let Some(is_protected) = self.fillable() {
+            if let Some(is_protected) = self.fillable(over) {
                 self.space.common.record(frame).share();
                 self.store(&locked, self.of_object(frame), is_protected);
             }
