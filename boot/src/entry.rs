@@ -28,9 +28,9 @@ const PE_HEADERS: usize = PAGE_SIZE - 64;
 /// Level 3 tables of the early map: the image may take 2 MiB for each.
 const EARLY_MAP_TABLES: usize = 4;
 
-/// SCTLR_EL1 as the kernel runs. entry.S adds SPAN where there is no PAN, [`SCTLR_TAGS`] where there is MTE, BT0 where there is BTI. EL0 may do
-/// what it may do under Linux: cache maintenance by address, DC ZVA, reading CTR_EL0, WFE. WXN stays off because the
-/// tables keep that rule, seen by the audit.
+/// SCTLR_EL1 as the kernel runs. entry.S adds SPAN where there is no PAN, [`SCTLR_TAGS`] where there is MTE, BT0 where
+/// there is BTI. EL0 may do what it may do under Linux: cache maintenance by address, DC ZVA, reading CTR_EL0, WFE. WXN
+/// stays off because the tables keep that rule, seen by the audit.
 const SCTLR_EL1_MMU_ON: u64 = mmu::SCTLR_MMU_ON & !SctlrEl1::SPAN.bits()
     | SCTLR_EL1::UCI::DontTrap.value
     | SCTLR_EL1::UCT::DontTrap.value

@@ -763,7 +763,8 @@ macro_rules! meetings {
 }
 
 meetings! {
-    private forked shared file private_file rom guarded locked droppable stack registers tagged missing protected protected_file minor_file tracked sigbus
+    private forked shared file private_file rom guarded locked droppable stack registers tagged
+    missing protected protected_file minor_file tracked sigbus
     groups groups_live groups_forked groups_protected
     blocks blocks_live blocks_forked blocks_shared blocks_shared_live blocks_protected blocks_tracked
 }

@@ -1,7 +1,8 @@
 //! Pages that a pager brings: copies of its own memory, zeros, poison, and those that an object has.
 //!
-//! A page is prepared without a lock, since its contents may fault, and installed under the table's lock where nothing is,
-//! or a marker. Of a shared area it becomes the object's first; what the object has is looked up, and mapped if it is that still.
+//! A page is prepared without a lock, since its contents may fault, and installed under the table's lock where nothing
+//! is, or a marker. Of a shared area it becomes the object's first; what the object has is looked up, and mapped if it
+//! is that still.
 
 #![allow(unsafe_code, reason = "a new frame by its linear address")]
 

@@ -1,9 +1,10 @@
 //! userfaultfd: a pager, which may be another process, serves the faults of a space.
 //!
 //! Areas are registered with a [`Userfaultfd`]. A first access where a page is *missing*, or is *minor* since the area's
-//! object has it, or a store to a page that is *write-protected*, becomes a message, and the thread that has faulted waits ([`fault`]). The pager reads the message
-//! ([`queue`]), brings a page ([`fill`]) or clears the protection ([`protect`]), and wakes the thread, which makes its
-//! access again. Changes that the space makes to its own mappings become events ([`events`]).
+//! object has it, or a store to a page that is *write-protected*, becomes a message, and the thread that has faulted
+//! waits ([`fault`]). The pager reads the message ([`queue`]), brings a page ([`fill`]) or clears the protection
+//! ([`protect`]), and wakes the thread, which makes its access again. Changes that the space makes to its own mappings
+//! become events ([`events`]).
 //!
 //! ```text
 //!   thread                                     pager
