@@ -170,7 +170,7 @@ fn modes() {
     let maps = || equal("for a store", pager.map_present(room.page(3), PAGE, 0), ONE);
     served(*pager, room.page(3), store, || room.write(3, 40), maps);
     equal("stored", room.read(3), 40);
-    // What the file has not is missing.
+    // A page that the file has not is missing.
     let source = Room::new(Kind::Anonymous, 1);
     source.write(0, 77);
     let copies = || equal("copied", pager.copy(room.page(4), source.start, PAGE, 0), ONE);
@@ -271,7 +271,7 @@ fn served_by_kind() {
     equal("closed", room.read(1), 2);
 }
 
-/// What was discarded is minor again; what the file has lost is not.
+/// A page that was discarded is minor again; one that the file has lost is not.
 fn discarded() {
     let (room, _other, pager) = rooms(FEATURES, MINOR);
     equal("mapped", pager.map_present(room.start, 4 * PAGE, 0), Ok(4 * PAGE as i64));

@@ -239,7 +239,7 @@ impl From<OutOfMemory> for NoPage {
     }
 }
 
-/// What an object has of a page.
+/// The state of a page in an object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Presence {
     /// No memory, also for a first access: it ends before, or is registers.
@@ -531,7 +531,7 @@ impl Object {
         self.has_contents(page) || pages::is_used(self.entry(page))
     }
 
-    /// What a first access of `page` finds.
+    /// The state of `page` that a first access finds.
     #[cold]
     pub(super) fn presence(&self, page: u64) -> Presence {
         match self.entry(page) {

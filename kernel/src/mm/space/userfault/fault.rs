@@ -58,7 +58,7 @@ impl FaultMode {
     }
 }
 
-/// What serves the first access of a page of an object.
+/// The way in which the first access of a page of an object is served.
 pub(in super::super) enum FirstPage<'a> {
     /// The object's page is mapped.
     Found(Found<'a, Machine>),
@@ -66,8 +66,9 @@ pub(in super::super) enum FirstPage<'a> {
     Outcome(FaultOutcome),
 }
 
-/// What serves the first access of `page` in `area`, of `object`, which is no registers. Where a pager may, the object is
-/// looked at once for that, and another look brings no page that the pager should have been asked about.
+/// The way in which the first access of `page` in `area` is served, of `object`, which is no registers. Where a pager
+/// may, the object is looked at once for that, and another look brings no page that the pager should have been asked
+/// about.
 ///
 /// # Errors
 /// [`NoPage`].

@@ -230,7 +230,7 @@ fn is_watched(area: &Area) -> bool {
     area.is_shared() && area.flags().has_any(AreaFlags::UFFD_WP.with(AreaFlags::UFFD_MINOR))
 }
 
-/// What has become of a page that was to be installed.
+/// The outcome for a page that the object has.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Filled {
     Done,
@@ -297,7 +297,7 @@ struct Place<'a> {
 }
 
 impl<'a> Place<'a> {
-    /// That of `page` in `area`, with its table.
+    /// The place of `page` in `area`, with its table.
     #[inline(always)]
     fn new(space: &'a Space, cpu: &Cpu, area: &'a Area, page: VirtAddr, is_protected: bool) -> Result<Self, FillError> {
         let found = space.ensure_cells(cpu, pages(page, page + PAGE))?.ok_or(FillError::Exists)?;

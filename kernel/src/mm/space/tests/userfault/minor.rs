@@ -47,7 +47,7 @@ fn a_page_that_an_object_has_is_asked_for_and_mapped() {
     assert_eq!(fill(&rig, &pager, START, PRESENT), Ok(()));
     assert_eq!(fill(&rig, &pager, START, PRESENT), Err(FillError::Exists));
     assert_eq!(rig.read(&space, START), 7);
-    // What the object has not comes by the first access, and by no call.
+    // A page that the object has not comes by the first access, and by no call.
     assert_eq!(fill(&rig, &pager, START + PAGE, PRESENT), Err(FillError::Fault));
     assert_eq!(access(&space, &rig.cpu, START + PAGE, Access::Read), Ok(()));
     file.truncate(&rig.cpu, PAGE).unwrap();
