@@ -38,26 +38,37 @@ const PROT_SEM: u64 = 8;
 /// `PROT_GROWSDOWN` and `PROT_GROWSUP`: both together are refused before all else.
 const PROT_GROWS: u64 = 0x0300_0000;
 
-/// `PROT_MTE` counts where memory has tags, `PROT_BTI` where branches can be guarded; else they are ignored, as all
-/// unknown bits are by mmap.
+/// The protection of `bits`, of which those that are unknown are ignored.
+#[inline(always)]
 fn protection(bits: u64) -> Protection {
-    let one = |bit: u64, what: Protection| if bits & bit != 0 { what } else { Protection::NONE };
-    let access = one(PROT_READ, Protection::READ).and(one(PROT_WRITE, Protection::WRITE));
-    let access = access.and(one(PROT_EXEC, Protection::EXECUTE));
-    let access = if wants_tags(bits) { access.and(Protection::TAGGED) } else { access };
-    access.and(one(guards(), Protection::GUARDED))
+    /// These have the same numbers.
+    const SAME: u64 = PROT_READ | PROT_WRITE | PROT_EXEC | PROT_BTI;
+    const TAGS_BELOW: u32 = PROT_MTE.trailing_zeros() - Protection::TAGGED.bits().trailing_zeros();
+    const _: () = {
+        let same = Protection::READ.and(Protection::WRITE).and(Protection::EXECUTE).and(Protection::GUARDED);
+        assert!(Protection::READ.bits() as u64 == PROT_READ && Protection::WRITE.bits() as u64 == PROT_WRITE);
+        assert!(Protection::GUARDED.bits() as u64 == PROT_BTI && same.bits() as u64 == SAME);
+    };
+    let bits = bits & SAME | (bits & PROT_MTE) >> TAGS_BELOW;
+    Protection::from_bits(bits as u8).unwrap_or(Protection::NONE)
 }
 
-/// `PROT_BTI`, where the CPUs have FEAT_BTI.
-#[inline(always)]
-fn guards() -> u64 {
-    if patched_branch!(branch::BTI) { PROT_BTI } else { 0 }
+/// `bits` as they count for mmap: `PROT_MTE` where memory has tags, `PROT_BTI` where branches can be guarded.
+fn that_count(bits: u64) -> u64 {
+    let tags = if wants_tags(bits) { 0 } else { PROT_MTE };
+    bits & !tags & !if wants_guards(bits) { 0 } else { PROT_BTI }
 }
 
 /// Whether a protection has `PROT_MTE`, and memory has tags.
 #[inline(always)]
 fn wants_tags(bits: u64) -> bool {
     bits & PROT_MTE != 0 && patched_branch!(branch::MTE)
+}
+
+/// Whether a protection has `PROT_BTI`, and the CPUs have FEAT_BTI.
+#[inline(always)]
+fn wants_guards(bits: u64) -> bool {
+    bits & PROT_BTI != 0 && patched_branch!(branch::BTI)
 }
 
 /// Refusals in Linux's order: the file, then the address, then the kind of memory.
@@ -94,7 +105,7 @@ pub(super) fn mmap(call: &mut Syscall<'_>) -> Answer {
     let request = MapRequest {
         placement,
         bytes,
-        protection: protection(bits),
+        protection: protection(that_count(bits)),
         sharing,
         populate: if populate { Populate::Now } else { Populate::OnDemand },
     };
@@ -254,7 +265,8 @@ pub(super) fn mprotect(call: &mut Syscall<'_>) -> Answer {
     let (start, bytes, bits) = (call.address::<0>().untagged(), call.argument::<1>(), call.argument::<2>());
     const KNOWN: u64 = PROT_READ | PROT_WRITE | PROT_EXEC | PROT_SEM;
     const { assert!(KNOWN & PROT_GROWS == 0) };
-    if bits & !(KNOWN | guards() | PROT_MTE) != 0 || bits & PROT_MTE != 0 && !wants_tags(bits) {
+    let lacks_tags = bits & PROT_MTE != 0 && !wants_tags(bits);
+    if bits & !(KNOWN | PROT_MTE | PROT_BTI) != 0 || lacks_tags || bits & PROT_BTI != 0 && !wants_guards(bits) {
         if bits & PROT_GROWS == PROT_GROWS {
             return Err(Errno::EINVAL);
         }

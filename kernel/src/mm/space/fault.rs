@@ -183,6 +183,20 @@ impl AllowedFault<'_> {
         if let Some(frame) = object.registers() {
             return self.map_registers(object, frame);
         }
+        // Apart, so that what was found stays in registers.
+        if self.area.flags().has_any(AreaFlags::UFFD_FIRST) {
+            return self.object_page_by_pager(object);
+        }
+        match object.frame(self.cpu, self.area.page_at(self.page)) {
+            Ok(found) => self.map_found(object, &found),
+            Err(error) => self.denied(error.into()),
+        }
+    }
+
+    /// As [`Self::object_page`], where a pager may serve it.
+    #[cold]
+    #[inline(never)]
+    fn object_page_by_pager(self, object: &Object) -> FaultOutcome {
         match page_of_object(self.cpu, self.area, object, self.page) {
             Ok(FirstPage::Found(found)) => self.map_found(object, &found),
             Ok(FirstPage::Outcome(outcome)) => outcome,

@@ -157,7 +157,7 @@ const MTE_WRITE_FAULT: Bar = bar("mte_write_fault", 0, 750, None, (0.0, 2210.0))
 
 /// Bounds with tag storage. Linux has none: there mprotect clears the tags of all pages.
 const BARS_TAG_STORAGE: [Bar; 7] = [
-    bar("mprotect_mte", 600, 16, None, (2128.0, 306.0)),
+    bar("mprotect_mte", 610, 16, None, (2128.0, 306.0)),
     MTE_WRITE_FAULT,
     bar("fault_on_access/reserved/net", 0, 500, None, (0.0, 0.0)),
     bar("fault_on_access/free_block/net", 0, 1_500, None, (0.0, 0.0)),
