@@ -3,16 +3,17 @@
 
 #![allow(unsafe_code, reason = "sets the length of a vector whose bytes are initialised")]
 
-use alloc::collections::TryReserveError;
 use alloc::vec::Vec;
+
+use crate::mm::OutOfMemory;
 
 /// Appends `more`.
 ///
 /// # Errors
 /// Memory has run out; `bytes` are as they were.
 #[inline(never)]
-pub fn append(bytes: &mut Vec<u8>, more: &[u8]) -> Result<(), TryReserveError> {
-    bytes.try_reserve(more.len())?;
+pub fn append(bytes: &mut Vec<u8>, more: &[u8]) -> Result<(), OutOfMemory> {
+    bytes.try_reserve(more.len()).map_err(|_| OutOfMemory)?;
     let length = bytes.len() + more.len();
     for (place, byte) in bytes.spare_capacity_mut().iter_mut().zip(more) {
         place.write(*byte);
@@ -26,9 +27,9 @@ pub fn append(bytes: &mut Vec<u8>, more: &[u8]) -> Result<(), TryReserveError> {
 ///
 /// # Errors
 /// Memory has run out.
-pub fn zeros(length: usize) -> Result<Vec<u8>, TryReserveError> {
+pub fn zeros(length: usize) -> Result<Vec<u8>, OutOfMemory> {
     let mut bytes = Vec::new();
-    bytes.try_reserve_exact(length)?;
+    bytes.try_reserve_exact(length).map_err(|_| OutOfMemory)?;
     for place in bytes.spare_capacity_mut().iter_mut().take(length) {
         place.write(0);
     }

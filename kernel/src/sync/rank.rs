@@ -111,8 +111,8 @@ pub const BINDING: Sleeping = Sleeping::at(4);
 pub const OPEN_FILES: Sleeping = Sleeping::at(5);
 /// The table of files that processes share, under that of one of them, which refers to it.
 pub const SHARED_FILES: Sleeping = Sleeping::at(6);
-/// The pages of a file of the initrd, which the first mapping creates.
-pub const FILE_PAGES: Sleeping = Sleeping::at(7);
+/// The names of files.
+pub const NAMES: Sleeping = Sleeping::at(7);
 /// The end of a program's heap. Held while the areas change with it, and while a fork copies both.
 pub const PROGRAM_HEAP: Sleeping = Sleeping::at(8);
 /// A block of tag storage that is emptied. One at a time; its pages migrate.
@@ -194,6 +194,8 @@ pub const DEVICE_FAULTS: Rank = 19;
 pub const LIMITS: Rank = 20;
 /// How far a reader of records is. Nothing else is taken under it.
 pub const RECORDS: Rank = LIMITS;
+/// The attributes of a file, and the directory above a directory. Nothing else is taken under it.
+pub const NODE: Rank = LIMITS;
 /// The free page blocks: the buddy allocator.
 pub const BUDDY: Rank = 21;
 /// The loans of a region of tag storage. Never held together with that of the buddy.

@@ -12,11 +12,11 @@ use granule::devices::slot::Driver;
 use granule::iommu::DmaAddress;
 use granule::kernel;
 use granule::linux::errno::Errno;
-use granule::linux::file::initrd::{self, PathError};
+use granule::linux::file::initrd;
 use granule::linux::process;
 use granule::linux::process::signal::Signal;
 use granule::linux::process::stack::Words;
-use granule::linux::process::status::{ExecError, Life, ProcessEnd, Summary};
+use granule::linux::process::status::{ExecError, Life, PathError, ProcessEnd, Summary};
 use granule::linux::process::tree::PROCESSES;
 use granule::mm::notifier::{Event, Range, Subscriber, Subscription};
 use granule::mm::space::SpaceRef;
@@ -210,7 +210,7 @@ fn edges_of_calls_are_where_linux_has_them(t: &mut Test) {
 
 target_test!(files_are_opened_read_and_refused_as_on_linux, limit(60));
 fn files_are_opened_read_and_refused_as_on_linux(t: &mut Test) {
-    succeeds(t, "files read-only");
+    succeeds(t, "files");
 }
 
 target_test!(pipes_counters_and_polls_answer_as_on_linux, needs("smp"), limit(60));

@@ -50,6 +50,7 @@ errnos! {
     EFAULT = 14, "bad address";
     EBUSY = 16, "busy";
     EEXIST = 17, "already there";
+    EXDEV = 18, "on another device";
     ENODEV = 19, "no such device";
     ENOTDIR = 20, "not a directory";
     EISDIR = 21, "a directory";
@@ -57,12 +58,14 @@ errnos! {
     EMFILE = 24, "too many open files";
     ENOTTY = 25, "not a terminal";
     EFBIG = 27, "file too large";
+    ENOSPC = 28, "no room in the file system";
     ESPIPE = 29, "not seekable";
     EROFS = 30, "read-only file system";
     EPIPE = 32, "no reader of the pipe";
     ERANGE = 34, "out of range";
     ENAMETOOLONG = 36, "name too long";
     ENOSYS = 38, "no such system call";
+    ENOTEMPTY = 39, "directory not empty";
     ELOOP = 40, "too many symbolic links";
     ENOPKG = 65, "not built in";
     EOVERFLOW = 75, "too large";

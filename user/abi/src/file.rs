@@ -50,6 +50,39 @@ pub const AT_SYMLINK_NOFOLLOW: u32 = 0x100;
 /// newfstatat: without a path, what the descriptor is of.
 pub const AT_EMPTY_PATH: u32 = 0x1000;
 
+/// unlinkat: a directory.
+pub const AT_REMOVEDIR: u32 = 0x200;
+/// faccessat2: with the effective user.
+pub const AT_EACCESS: u32 = 0x200;
+/// linkat: what a symbolic link leads to.
+pub const AT_SYMLINK_FOLLOW: u32 = 0x400;
+/// statx, newfstatat: nothing is mounted for it.
+pub const AT_NO_AUTOMOUNT: u32 = 0x800;
+/// statx: how fresh a network's answer must be.
+pub const AT_STATX_SYNC_TYPE: u32 = 0x6000;
+/// statx: the fields of a stat.
+pub const STATX_BASIC_STATS: u32 = 0x7ff;
+/// statx: a bit that no mask has.
+pub const STATX_RESERVED: u32 = 1 << 31;
+/// renameat2: not in place of another file.
+pub const RENAME_NOREPLACE: u32 = 1;
+/// renameat2: the two files change their names.
+pub const RENAME_EXCHANGE: u32 = 2;
+/// faccessat: may it be executed?
+pub const X_OK: u32 = 1;
+/// faccessat: may it be written?
+pub const W_OK: u32 = 2;
+/// faccessat: may it be read?
+pub const R_OK: u32 = 4;
+/// utimensat, in place of nanoseconds: now.
+pub const UTIME_NOW: u64 = (1 << 30) - 1;
+/// utimensat, in place of nanoseconds: the time stays.
+pub const UTIME_OMIT: u64 = (1 << 30) - 2;
+/// statfs: the kind of file system of files that are memory.
+pub const TMPFS_MAGIC: u64 = 0x0102_1994;
+/// statfs: the kind of `/proc`.
+pub const PROC_SUPER_MAGIC: u64 = 0x9fa0;
+
 /// fcntl: the lowest free descriptor from the argument on.
 pub const F_DUPFD: u32 = 0;
 /// fcntl: the flags of a descriptor.

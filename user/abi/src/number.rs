@@ -15,16 +15,33 @@ macro_rules! numbers {
 }
 
 numbers! {
+    GETCWD = 17 "getcwd";
     EVENTFD2 = 19 "eventfd2";
     DUP = 23 "dup";
     DUP3 = 24 "dup3";
     FCNTL = 25 "fcntl";
     IOCTL = 29 "ioctl";
+    MKDIRAT = 34 "mkdirat";
+    UNLINKAT = 35 "unlinkat";
+    SYMLINKAT = 36 "symlinkat";
+    LINKAT = 37 "linkat";
+    RENAMEAT = 38 "renameat";
+    STATFS = 43 "statfs";
+    FSTATFS = 44 "fstatfs";
+    TRUNCATE = 45 "truncate";
     FTRUNCATE = 46 "ftruncate";
     FALLOCATE = 47 "fallocate";
+    FACCESSAT = 48 "faccessat";
+    CHDIR = 49 "chdir";
+    FCHDIR = 50 "fchdir";
+    FCHMOD = 52 "fchmod";
+    FCHMODAT = 53 "fchmodat";
+    FCHOWNAT = 54 "fchownat";
+    FCHOWN = 55 "fchown";
     OPENAT = 56 "openat";
     CLOSE = 57 "close";
     PIPE2 = 59 "pipe2";
+    GETDENTS64 = 61 "getdents64";
     LSEEK = 62 "lseek";
     READ = 63 "read";
     WRITE = 64 "write";
@@ -38,6 +55,7 @@ numbers! {
     FSTAT = 80 "fstat";
     FSYNC = 82 "fsync";
     FDATASYNC = 83 "fdatasync";
+    UTIMENSAT = 88 "utimensat";
     PERSONALITY = 92 "personality";
     EXIT = 93 "exit";
     EXIT_GROUP = 94 "exit_group";
@@ -64,6 +82,7 @@ numbers! {
     UNAME = 160 "uname";
     GETRLIMIT = 163 "getrlimit";
     SETRLIMIT = 164 "setrlimit";
+    UMASK = 166 "umask";
     PRCTL = 167 "prctl";
     GETCPU = 168 "getcpu";
     GETPID = 172 "getpid";
@@ -97,16 +116,20 @@ numbers! {
     PRLIMIT64 = 261 "prlimit64";
     PROCESS_VM_READV = 270 "process_vm_readv";
     PROCESS_VM_WRITEV = 271 "process_vm_writev";
+    RENAMEAT2 = 276 "renameat2";
     GETRANDOM = 278 "getrandom";
     MEMFD_CREATE = 279 "memfd_create";
     USERFAULTFD = 282 "userfaultfd";
     MEMBARRIER = 283 "membarrier";
     MLOCK2 = 284 "mlock2";
+    STATX = 291 "statx";
     PIDFD_SEND_SIGNAL = 424 "pidfd_send_signal";
     PIDFD_OPEN = 434 "pidfd_open";
     CLONE3 = 435 "clone3";
+    FACCESSAT2 = 439 "faccessat2";
     PROCESS_MADVISE = 440 "process_madvise";
     PROCESS_MRELEASE = 448 "process_mrelease";
     SET_MEMPOLICY_HOME_NODE = 450 "set_mempolicy_home_node";
+    FCHMODAT2 = 452 "fchmodat2";
     MSEAL = 462 "mseal";
 }

@@ -1,8 +1,7 @@
 //! Files and descriptors: what is opened, read and refused, who shares a descriptor, and what an exec closes.
 //!
-//! Each answer is Linux's. The program opens its own file, so it runs from any file system; a file system that can be
-//! written answers otherwise where it is asked for that, which `files read-only` asks. `files zombie` has a child that
-//! has ended.
+//! Each answer is Linux's. The program opens its own file, so it runs from any file system. `files zombie` has a child
+//! that has ended.
 
 #![no_std]
 #![no_main]
@@ -27,9 +26,6 @@ fn run(start: Start) -> u8 {
     parts! { (path)
         contents positions ranges descriptors flags paths places limits copies threads signals execs
         execs_beside_changes
-    }
-    if start.arguments().nth(1) == Some("read-only") {
-        what_cannot_be_written(path);
     }
     status("files")
 }
@@ -655,15 +651,4 @@ fn zombie() -> u8 {
         Ok(_) => time::sleep_for_ever(),
         Err(_) => 1,
     }
-}
-
-/// The answers of a file system that is mounted read-only.
-fn what_cannot_be_written(path: &CStr) {
-    for flags in [O_WRONLY, O_RDWR, O_TRUNC, O_WRONLY | O_CREAT] {
-        equal(("open", flags), open(path, flags), Err(EROFS));
-    }
-    equal("created", open(c"/nosuch", O_CREAT), Err(EROFS));
-    equal("created", open(c"nosuch", O_CREAT | O_EXCL | O_RDWR), Err(EROFS));
-    equal("a directory is not", open(c"/nosuch/", O_CREAT), Err(EISDIR));
-    equal("without a name", open(c"/", O_TMPFILE | O_RDWR), Err(EROFS));
 }

@@ -37,7 +37,7 @@ const PROGRAMS: [&str; 35] = [
     "run tasks losers 20",
     "run exec",
     "run answers",
-    "run files read-only",
+    "run files",
     "run memfd",
     "run memfd race",
     "! run memfd full",

@@ -219,7 +219,7 @@ impl Subject for ModelMachine {
     /// There is one file, `exits`, whose only process has the number 7 and exits with as many as it has words.
     fn start(&mut self, file: &str, words: Words) -> Result<u32, ExecError> {
         if file != "exits" {
-            return Err(ExecError::Path(granule::linux::file::initrd::PathError::NotFound));
+            return Err(ExecError::Path(granule::linux::process::status::PathError::NotFound));
         }
         self.process = Some(ProcessEnd::Exited(words.counts().arguments as u8));
         Ok(7)

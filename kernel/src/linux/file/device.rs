@@ -1,5 +1,7 @@
 //! Files of devices, `/dev/NAME0` and so on: a process that a device is bound to maps its registers by them.
 
+use core::fmt::Write;
+
 use spin::Once;
 
 use crate::linux::errno::Errno;
@@ -32,18 +34,26 @@ pub struct DeviceNumber {
 }
 
 impl DeviceNumber {
-    /// By its name below `/dev`.
-    pub fn find(name: &[u8]) -> Option<Self> {
-        Self::find_in(KINDS.get()?, name)
+    /// Calls `each` with the name of each below `/dev`, and with its number.
+    ///
+    /// # Errors
+    /// The first of `each`.
+    pub fn for_each(each: impl FnMut(&[u8], Self) -> Result<(), Errno>) -> Result<(), Errno> {
+        Self::for_each_in(KINDS.get().copied().unwrap_or_default(), each)
     }
 
-    fn find_in(kinds: &[DeviceKind], name: &[u8]) -> Option<Self> {
-        kinds.iter().enumerate().find_map(|(kind, of_kind)| {
-            let digits = str::from_utf8(name.strip_prefix(of_kind.name.as_bytes())?).ok()?;
-            let is_number = digits.bytes().all(|digit| digit.is_ascii_digit());
-            let index = digits.parse().ok().filter(|_| is_number && (digits == "0" || !digits.starts_with('0')))?;
-            (index < (of_kind.count)()).then_some(Self { kind, index })
-        })
+    fn for_each_in(
+        kinds: &[DeviceKind],
+        mut each: impl FnMut(&[u8], Self) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        for (kind, of_kind) in kinds.iter().enumerate() {
+            for index in 0..(of_kind.count)() {
+                let mut name = heapless::String::<32>::new();
+                write!(name, "{}{index}", of_kind.name).map_err(|_| Errno::ENAMETOOLONG)?;
+                each(name.as_bytes(), Self { kind, index })?;
+            }
+        }
+        Ok(())
     }
 
     /// The object of its registers, if it is bound to `space`.
@@ -82,6 +92,9 @@ pub fn registers(
 
 #[cfg(test)]
 mod tests {
+    use std::string::String;
+    use std::vec::Vec;
+
     use super::{DeviceKind, DeviceNumber};
 
     #[test]
@@ -90,25 +103,14 @@ mod tests {
             DeviceKind { name: "one", count: || 2, started: |_| None },
             DeviceKind { name: "two", count: || 11, started: |_| None },
         ];
-        let find = |name: &str| DeviceNumber::find_in(&kinds, name.as_bytes());
-        for (name, kind, index) in [("one0", 0, 0), ("one1", 0, 1), ("two0", 1, 0), ("two10", 1, 10)] {
-            assert_eq!(find(name), Some(DeviceNumber { kind, index }), "{name}");
-        }
-        for name in [
-            "",
-            "one",
-            "one2",
-            "one00",
-            "one+1",
-            "one 1",
-            "two11",
-            "two010",
-            "three0",
-            "one0/",
-            "two18446744073709551616",
-        ] {
-            assert_eq!(find(name), None, "{name}");
-        }
-        assert_eq!(find("two3").map(DeviceNumber::of_stat), Some(241 << 8 | 3));
+        let mut found = Vec::new();
+        let each = |name: &[u8], number: DeviceNumber| {
+            found.push((String::from_utf8(name.to_vec()).unwrap(), number.kind, number.index, number.of_stat()));
+            Ok(())
+        };
+        DeviceNumber::for_each_in(&kinds, each).unwrap();
+        assert_eq!(found.len(), 13);
+        assert_eq!(found[1], ("one1".into(), 0, 1, 240 << 8 | 1));
+        assert_eq!(found[12], ("two10".into(), 1, 10, 241 << 8 | 10));
     }
 }

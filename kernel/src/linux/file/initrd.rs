@@ -1,4 +1,4 @@
-//! The initrd: the files that there are, and that programs are started from.
+//! The initrd: the files that there are at first, and that programs are started from.
 //!
 //! cpio archives in the "new ASCII" form, as for Linux (Documentation/driver-api/early-userspace/buffer-format.rst):
 //! for each file a header of `070701` and thirteen fields of eight hexadecimal digits, the name with a final zero,
@@ -9,7 +9,9 @@
 //! one inode are one file, which has the contents of the last of them that has any.
 //!
 //! The archives come from outside, so every number in them is checked; errors have their position. Entries before an
-//! error can be opened.
+//! error are there.
+//!
+//! [`unpack`] makes nodes of the entries, whose contents stay where they are.
 
 #![allow(unsafe_code, reason = "the initrd as bytes, mapped for the whole boot")]
 
@@ -19,8 +21,7 @@ use granule_abi::file::{S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
 use granule_arch::addr::PhysRange;
 use thiserror::Error;
 
-use super::device::DeviceNumber;
-use super::proc::ProcEntry;
+use super::tree::{self, Moment, NameIn, NodeKind, NodeRef, Removal, Tree};
 use crate::bytes;
 use crate::linux::errno::Errno;
 use crate::mm::layout;
@@ -44,8 +45,6 @@ const CHECKSUM: usize = 102;
 const CHUNK: usize = 1 << 14;
 /// Mode bits that allow execution: by owner, group or others. One is enough, since every program is root's.
 const EXECUTABLE: u32 = 0o111;
-/// Bytes of the longest name between two slashes (`NAME_MAX`).
-const NAME: usize = 255;
 /// The name that ends an archive.
 const END: &str = "TRAILER!!!";
 
@@ -81,8 +80,6 @@ pub enum ArchiveError {
 /// The fields of a file's header beside its name and contents.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Attributes {
-    /// A number that no other file has: where its header is.
-    pub number: usize,
     /// The kind of file, and its permissions.
     pub mode: u32,
     /// The owner.
@@ -93,44 +90,11 @@ pub struct Attributes {
     pub modified: u32,
 }
 
-/// Why a path leads to no file, or no program, with Linux's error for each step.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
-pub enum PathError {
-    /// A name that is not in its directory; an empty path.
-    #[error("the initrd has no such file")]
-    NotFound,
-    /// A name that is followed by others, and is a file.
-    #[error("a part of the path is no directory")]
-    NotDirectory,
-    /// A name of more than 255 bytes.
-    #[error("a name in the path is too long")]
-    NameTooLong,
-    /// A symbolic link, which is not followed.
-    #[error("symbolic links are not followed")]
-    Link,
-    /// A directory, a file whose mode allows no execution, or something else.
-    #[error("not a file that may be executed")]
-    NotExecutable,
-    /// No memory for the path.
-    #[error("out of memory")]
-    OutOfMemory,
-    /// The archive is broken before the name was found.
-    #[error(transparent)]
-    Archive(#[from] ArchiveError),
-}
-
-impl PathError {
-    /// The error of execve.
-    pub const fn errno(self) -> Errno {
-        match self {
-            Self::NotFound => Errno::ENOENT,
-            Self::NotDirectory => Errno::ENOTDIR,
-            Self::NameTooLong => Errno::ENAMETOOLONG,
-            Self::Link => Errno::ELOOP,
-            Self::NotExecutable => Errno::EACCES,
-            Self::OutOfMemory => Errno::ENOMEM,
-            Self::Archive(_) => Errno::EIO,
-        }
+impl Attributes {
+    const fn of_node(self) -> tree::Attributes {
+        let moment = Moment { seconds: self.modified as i64, nanoseconds: 0 };
+        let attributes = tree::Attributes::new(self.mode, moment);
+        tree::Attributes { user: self.user, group: self.group, ..attributes }
     }
 }
 
@@ -139,7 +103,7 @@ pub fn files(archive: &[u8]) -> Files<'_> {
     Files { archive, position: Some(0), first: 0 }
 }
 
-/// The executable files of an archive as [`find`] finds them, in its order. An error is the last item.
+/// The executable files of an archive as they are there afterwards, in its order. An error is the last item.
 pub fn programs(archive: &[u8]) -> impl Iterator<Item = Result<File<'_>, ArchiveError>> {
     let mut entries = files(archive);
     core::iter::from_fn(move || {
@@ -148,12 +112,17 @@ pub fn programs(archive: &[u8]) -> impl Iterator<Item = Result<File<'_>, Archive
                 Ok(entry) => entry,
                 Err(error) => return Some(Err(error)),
             };
-            let name = entry.file.name;
-            let is_last = || last_of(archive, name.as_bytes()).ok().and_then(|last| Some(last.0?.at == entry.at));
-            if entry.attributes.mode & S_IFMT != S_IFREG || is_last() != Some(true) {
+            let is_same = |other: Entry<'_>| names(other.file.name).eq(names(entry.file.name));
+            let mut rest = entries.clone();
+            let mut is_last = true;
+            while let Some(Ok(other)) = rest.next_entry() {
+                relax();
+                is_last &= !is_same(other);
+            }
+            if entry.attributes.mode & S_IFMT != S_IFREG || !is_last {
                 continue;
             }
-            let (file, attributes) = linked(archive, entry);
+            let (file, attributes, _) = linked(archive, entry);
             if attributes.mode & EXECUTABLE != 0 {
                 return Some(Ok(file));
             }
@@ -256,7 +225,7 @@ fn entry(archive: &[u8], at: usize, first: usize) -> Result<(Entry<'_>, usize), 
     let name = bare(name.ok_or(ArchiveError::BadName(at))?);
     let start = (name_start + name_size).next_multiple_of(4);
     let contents = archive.get(start..start + size).ok_or(ArchiveError::CutOff(at))?;
-    let attributes = Attributes { number: at, mode, user, group, modified };
+    let attributes = Attributes { mode, user, group, modified };
     let inode = if field(LINKS)? > 1 { Some([field(MAJOR)?, field(MINOR)?, field(INODE)?]) } else { None };
     let checksum = if has_sums { Some(field(CHECKSUM)?) } else { None };
     let entry = Entry { at, first, file: File { name, contents }, attributes, inode, checksum };
@@ -264,11 +233,11 @@ fn entry(archive: &[u8], at: usize, first: usize) -> Result<(Entry<'_>, usize), 
 }
 
 /// The file of an entry: with the contents that another of its names may carry, and with what the last of them has
-/// beside. Its number is that of the first.
-fn linked<'a>(archive: &'a [u8], entry: Entry<'a>) -> (File<'a>, Attributes) {
-    let (mut file, mut attributes, mut number) = (entry.file, entry.attributes, None);
-    if entry.inode.is_none() {
-        return (file, attributes);
+/// beside; and the first of its names, if that is another's.
+fn linked<'a>(archive: &'a [u8], entry: Entry<'a>) -> (File<'a>, Attributes, &'a str) {
+    let (mut file, mut attributes, mut first) = (entry.file, entry.attributes, None);
+    if entry.inode.is_none() || entry.attributes.mode & S_IFMT != S_IFREG {
+        return (file, attributes, "");
     }
     let is_same = |other: &Entry<'_>| {
         (other.first, other.inode) == (entry.first, entry.inode) && other.attributes.mode & S_IFMT == S_IFREG
@@ -277,14 +246,14 @@ fn linked<'a>(archive: &'a [u8], entry: Entry<'a>) -> (File<'a>, Attributes) {
     while let Some(Ok(other)) = names.next_entry() {
         relax();
         if is_same(&other) {
-            number.get_or_insert(other.at);
+            first.get_or_insert(if other.at == entry.at { "" } else { other.file.name });
             attributes = other.attributes;
             if !other.file.contents.is_empty() {
                 file.contents = other.file.contents;
             }
         }
     }
-    (file, Attributes { number: number.unwrap_or(entry.at), ..attributes })
+    (file, attributes, first.unwrap_or_default())
 }
 
 /// Compares contents with their checksum, where there is one.
@@ -314,188 +283,107 @@ pub fn archive() -> &'static [u8] {
     })
 }
 
-/// The file at a path, for execution.
+/// The names that lead to an entry.
+fn names(path: &str) -> impl Iterator<Item = &str> {
+    path.split('/').filter(|name| !matches!(*name, "" | "."))
+}
+
+/// Gives a tree what the archives have; returns their error, if they have one.
+///
+/// An entry below something that is no directory, or that would replace a directory that is not empty, is left out. A
+/// directory that has no entry of its own, or a later one, is made for what is in it.
 ///
 /// # Errors
-/// [`PathError`].
-pub fn find(path: &[u8]) -> Result<File<'static>, PathError> {
-    find_in(archive(), path)
-}
-
-fn find_in<'a>(archive: &'a [u8], path: &[u8]) -> Result<File<'a>, PathError> {
-    match look_in(archive, path)? {
-        PathEntry::File(file, attributes) if attributes.mode & EXECUTABLE != 0 => Ok(file),
-        PathEntry::Link(..) => Err(PathError::Link),
-        _ => Err(PathError::NotExecutable),
-    }
-}
-
-/// The entry at a path that begins in the directory `base`, whose path is empty for the root.
-///
-/// Names are looked up one by one from the root, as on Linux: there is no other working directory. A directory exists
-/// if it has an entry or if a file is in it.
-///
-/// # Errors
-/// [`PathError`].
-pub fn look(base: &str, path: &[u8]) -> Result<PathEntry<'static>, PathError> {
-    look_from(archive(), base, path)
-}
-
-fn look_in<'a>(archive: &'a [u8], path: &[u8]) -> Result<PathEntry<'a>, PathError> {
-    look_from(archive, "", path)
-}
-
-fn look_from<'a>(archive: &'a [u8], base: &str, path: &[u8]) -> Result<PathEntry<'a>, PathError> {
-    if path.is_empty() {
-        return Err(PathError::NotFound);
-    }
-    // The names that lead to `found`, without `.` and `..`: no longer than what the archive has, and a name.
-    let mut way = Vec::new();
-    let (mut found, mut is_above) = (PathEntry::Directory("", ROOT), false);
-    for name in [base.as_bytes(), path].into_iter().flat_map(|part| part.split(|&byte| byte == b'/')) {
-        match found {
-            _ if found.is_directory() => {}
-            PathEntry::Link(..) => return Err(PathError::Link),
-            _ => return Err(PathError::NotDirectory),
-        }
-        match name {
-            b"" | b"." => {}
-            b".." => {
-                let parent = way.iter().rposition(|&byte| byte == b'/');
-                way.truncate(parent.unwrap_or(0));
-                is_above = true;
-            }
-            name if name.len() > NAME => return Err(PathError::NameTooLong),
-            name => {
-                if !way.is_empty() {
-                    bytes::append(&mut way, b"/").map_err(|_| PathError::OutOfMemory)?;
-                }
-                bytes::append(&mut way, name).map_err(|_| PathError::OutOfMemory)?;
-                (found, is_above) = (look_up(archive, &way)?, false);
-            }
-        }
-    }
-    match way.as_slice() {
-        [] => Ok(PathEntry::Directory("", ROOT)),
-        // Which directory it is was not looked at on the way.
-        _ if is_above => look_up(archive, &way),
-        _ => Ok(found),
-    }
-}
-
-/// The root, and each directory that has no entry of its own.
-const ROOT: Attributes = Attributes { number: usize::MAX, mode: S_IFDIR | 0o755, user: 0, group: 0, modified: 0 };
-
-/// The entry at a path.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum PathEntry<'a> {
-    /// A directory: its path from the root, without `.` and `..`.
-    Directory(&'a str, Attributes),
-    /// A regular file.
-    File(File<'a>, Attributes),
-    /// A symbolic link, whose contents are its target.
-    Link(File<'a>, Attributes),
-    /// The console.
-    Console,
-    /// A device.
-    Device(DeviceNumber),
-    /// A name in `/proc`.
-    Proc(ProcEntry),
-    /// Another device, a pipe, ...
-    Other(Attributes),
-}
-
-impl PathEntry<'_> {
-    /// Whether paths may go on from it.
-    pub const fn is_directory(&self) -> bool {
-        matches!(self, Self::Directory(..) | Self::Proc(ProcEntry::Root | ProcEntry::Process(_)))
-    }
-}
-
-/// The entry with a name: the last that has it, or a directory if none has it and a name begins with it.
-fn look_up<'a>(archive: &'a [u8], wanted: &[u8]) -> Result<PathEntry<'a>, PathError> {
-    // The kernel's own: no archive needs them.
-    if wanted == CONSOLE.as_bytes() {
-        return Ok(PathEntry::Console);
-    }
-    if let Some(entry) = ProcEntry::find(wanted) {
-        return Ok(PathEntry::Proc(entry));
-    }
-    if let Some(device) = wanted.strip_prefix(b"dev/").and_then(DeviceNumber::find) {
-        return Ok(PathEntry::Device(device));
-    }
-    if archive.is_empty() {
-        return missing(wanted);
-    }
-    let (named, below) = last_of(archive, wanted)?;
-    if let Some(entry) = named {
-        check_sum(&entry)?;
-        return Ok(match entry.attributes.mode & S_IFMT {
-            S_IFREG => {
-                let (file, attributes) = linked(archive, entry);
-                PathEntry::File(file, attributes)
-            }
-            S_IFDIR => PathEntry::Directory(entry.file.name, entry.attributes),
-            S_IFLNK => PathEntry::Link(entry.file, entry.attributes),
-            _ => PathEntry::Other(entry.attributes),
-        });
-    }
-    let Some((path, at)) = below else { return missing(wanted) };
-    // Inside the entry, whose name has as many slashes; and odd, as no header's position is.
-    let slashes = wanted.iter().filter(|&&byte| byte == b'/').count();
-    Ok(PathEntry::Directory(path, Attributes { number: at + 1 + 2 * slashes, ..ROOT }))
-}
-
-/// The last entry with this name; and the part of the first name below it that leads there, with that entry's position.
-///
-/// # Errors
-/// The archive is broken before anything was found.
-#[allow(clippy::type_complexity, reason = "two kinds of what a name is")]
-fn last_of<'a>(
-    archive: &'a [u8],
-    wanted: &[u8],
-) -> Result<(Option<Entry<'a>>, Option<(&'a str, usize)>), ArchiveError> {
-    let (mut named, mut below) = (None, None);
+/// `ENOMEM`, `ENOSPC`.
+pub fn unpack<C: From<&'static [u8]>>(
+    tree: &Tree<C>,
+    archive: &'static [u8],
+) -> Result<Result<(), ArchiveError>, Errno> {
     let mut entries = files(archive);
     while let Some(entry) = entries.next_entry() {
-        let entry = match entry {
-            Ok(entry) => entry,
-            // Entries before the error count.
-            Err(_) if named.is_some() || below.is_some() => break,
-            Err(error) => return Err(error),
-        };
         relax();
-        match split(entry.file.name, wanted) {
-            Some((_, "" | ".")) => named = Some(entry),
-            Some((path, _)) => _ = below.get_or_insert((path, entry.at)),
-            None => {}
+        let entry = match entry.and_then(|entry| check_sum(&entry).map(|()| entry)) {
+            Ok(entry) => entry,
+            Err(error) => return Ok(Err(error)),
+        };
+        match unpack_entry(tree, archive, entry) {
+            Err(error @ (Errno::ENOMEM | Errno::ENOSPC)) => return Err(error),
+            _ => {}
         }
     }
-    Ok((named, below))
+    Ok(Ok(()))
 }
 
-/// Splits a name into what leads to `wanted` and the rest; `None` where it does not lead there.
-fn split<'n>(name: &'n str, wanted: &[u8]) -> Option<(&'n str, &'n str)> {
-    let mut rest = name;
-    for part in wanted.split(|&byte| byte == b'/').filter(|part| !matches!(*part, b"" | b".")) {
-        rest = bare(rest);
-        let after = rest.as_bytes().strip_prefix(part)?;
-        if !matches!(after.first(), None | Some(b'/')) {
-            return None;
-        }
-        rest = rest.get(part.len()..)?;
+fn unpack_entry<C: From<&'static [u8]>>(
+    tree: &Tree<C>,
+    archive: &'static [u8],
+    entry: Entry<'static>,
+) -> Result<(), Errno> {
+    let directory = |mode| Attributes { mode: S_IFDIR | mode, ..entry.attributes };
+    let mut here = tree.root().clone();
+    let mut way = names(entry.file.name).peekable();
+    let Some(mut name) = way.next() else {
+        here.change(|attributes| *attributes = entry.attributes.of_node());
+        return Ok(());
+    };
+    for next in way {
+        here = match tree.find(&here, name.as_bytes()) {
+            Some(found) => found,
+            None => put(tree, &here, name.as_bytes(), NodeKind::Directory, directory(0o755).of_node())?,
+        };
+        name = next;
     }
-    Some((name.get(..name.len() - rest.len())?, bare(rest)))
+    if !here.is_directory() || name == ".." {
+        return Err(Errno::ENOTDIR);
+    }
+    let (file, attributes, first) = linked(archive, entry);
+    let kind = match entry.attributes.mode & S_IFMT {
+        S_IFREG => {
+            let other = names(first).try_fold(tree.root().clone(), |here, name| tree.find(&here, name.as_bytes()));
+            if let Some(node) = other.filter(|node| !first.is_empty() && matches!(node.kind, NodeKind::File(_))) {
+                make_room(tree, &here, name.as_bytes())?;
+                return tree.link(&here, name.as_bytes(), &node);
+            }
+            NodeKind::File(C::from(file.contents))
+        }
+        S_IFDIR => NodeKind::Directory,
+        S_IFLNK => {
+            let mut target = Vec::new();
+            bytes::append(&mut target, file.contents)?;
+            NodeKind::Link(target)
+        }
+        _ => NodeKind::Other,
+    };
+    put(tree, &here, name.as_bytes(), kind, attributes.of_node()).map(drop)
 }
 
-/// Where the console is, and its directory.
-const CONSOLE: &str = "dev/console";
-const DEVICES: &str = "dev";
+/// Gives a new node a name, which another loses; a directory stays where one is to be.
+///
+/// # Errors
+/// `ENOMEM`, `ENOSPC`, `ENAMETOOLONG`; `ENOTEMPTY`, `ENOENT`: there is a directory that is not empty, or none.
+pub fn put<C>(
+    tree: &Tree<C>,
+    directory: &NodeRef<C>,
+    name: &[u8],
+    kind: NodeKind<C>,
+    attributes: tree::Attributes,
+) -> Result<NodeRef<C>, Errno> {
+    let found = tree.find(directory, name);
+    if let Some(found) = found.filter(|found| found.is_directory() && matches!(kind, NodeKind::Directory)) {
+        found.change(|before| *before = attributes);
+        return Ok(found);
+    }
+    let node = tree.node(kind, attributes)?;
+    make_room(tree, directory, name)?;
+    tree.link(directory, name, &node)?;
+    Ok(node)
+}
 
-/// The entry for a name that the archive does not have.
-fn missing<'a>(wanted: &[u8]) -> Result<PathEntry<'a>, PathError> {
-    let directory = PathEntry::Directory(DEVICES, Attributes { number: usize::MAX - 1, ..ROOT });
-    if wanted == DEVICES.as_bytes() { Ok(directory) } else { Err(PathError::NotFound) }
+/// Removes a name, if there is such a one.
+fn make_room<C>(tree: &Tree<C>, directory: &NodeRef<C>, name: &[u8]) -> Result<(), Errno> {
+    let Some(found) = tree.find(directory, name) else { return Ok(()) };
+    let removal = if found.is_directory() { Removal::Directory } else { Removal::File };
+    tree.unlink(NameIn { directory, name, slash: false }, removal)
 }
 
 #[cfg(test)]

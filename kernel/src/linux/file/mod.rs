@@ -1,9 +1,10 @@
 //! Files: what programs open, and the descriptors under which they have it.
 //!
-//! - [`initrd`]: the files that there are; nothing changes them
+//! - [`tree`]: nodes and their names; [`walk`]: paths
+//! - [`initrd`]: the archives that the tree is made of
+//! - `files`: that tree; `contents`: what regular files hold, also those that are memory alone
 //! - [`table`]: descriptors, and who shares them
 //! - `open`: open files
-//! - `memfd`: files that are memory alone
 //! - `userfaultfd`: files by which pagers serve faults
 //! - `pipe`, with its pages in [`ring`], and `event`: pipes, and counters
 //! - `pidfd`: files that refer to a process
@@ -11,12 +12,14 @@
 //! - `records`: those of them that are records of text
 //! - [`device`]: files of devices, whose registers are mapped
 
+#[cfg(target_os = "none")]
+pub mod contents;
 pub mod device;
 #[cfg(target_os = "none")]
 pub mod event;
-pub mod initrd;
 #[cfg(target_os = "none")]
-pub mod memfd;
+pub mod files;
+pub mod initrd;
 #[cfg(target_os = "none")]
 pub mod open;
 #[cfg(target_os = "none")]
@@ -27,5 +30,7 @@ pub mod proc;
 pub mod records;
 pub mod ring;
 pub mod table;
+pub mod tree;
 #[cfg(target_os = "none")]
 pub mod userfaultfd;
+pub mod walk;

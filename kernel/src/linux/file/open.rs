@@ -1,14 +1,14 @@
 //! Open files (POSIX: open file descriptions): what a file is, how it was opened, and where in it reads go on.
 //!
-//! There are the files and directories of the initrd, which are only read, memory files, the console, devices, pipes,
-//! event counters, references to processes, and files of `/proc`.
+//! There are nodes of the tree and memory files, the console, devices, pipes, event counters, references to processes,
+//! and what `/proc` has.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use granule_abi::file::{
-    F_SEAL_SEAL, FASYNC, O_ACCMODE, O_APPEND, O_CREAT, O_DIRECT, O_DIRECTORY, O_DSYNC, O_EXCL, O_LARGEFILE, O_NOATIME,
+    FASYNC, O_ACCMODE, O_APPEND, O_CREAT, O_DIRECT, O_DIRECTORY, O_DSYNC, O_EXCL, O_LARGEFILE, O_NOATIME,
     O_NOCTTY, O_NOFOLLOW, O_NONBLOCK, O_PATH, O_RDONLY, O_RDWR, O_SYNC, O_TMPFILE, O_TRUNC, O_WRONLY, POLLERR, POLLIN,
-    POLLOUT, POLLRDNORM, POLLWRNORM, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, SEEK_CUR, SEEK_DATA,
+    POLLOUT, POLLRDNORM, POLLWRNORM, S_IFCHR, S_IFDIR, S_IFIFO, S_IFREG, SEEK_CUR, SEEK_DATA,
     SEEK_END, SEEK_HOLE, SEEK_SET,
 };
 use granule_arch::addr::{PAGE, PAGE_SIZE};
@@ -16,12 +16,14 @@ use spin::Once;
 
 use super::device::DeviceNumber;
 use super::event::EventCounter;
-use super::initrd::{self, Attributes, File, PathEntry, PathError};
-use super::memfd::MemoryFile;
+use super::contents::{FileContents, Regular};
+use super::files::{self, FileNodeRef, FilePlace};
 use super::pidfd::Pidfd;
 use super::pipe::PipeEnd;
 use super::proc::{Pagemap, ProcContents, ProcEntry, ProcId, ProcSubject};
 use super::table::{Filed, Files, Pools};
+use super::tree::{self, Attributes, Moment, NodeKind};
+use super::walk::{Follow, Last, Place};
 use super::userfaultfd::UserfaultFile;
 use crate::chip::console;
 use crate::kernel;
@@ -29,10 +31,8 @@ use crate::linux::errno::Errno;
 use crate::mm::OutOfMemory;
 use crate::mm::counted::{Counted, Inner};
 use crate::mm::pool::{Pool, PoolStats};
-use crate::mm::space::{LastTally, Met, Object, Seals, Sought, Tally};
-use crate::sched::{IfNotReady, PollQueue, RwSem};
-use crate::smp::this_cpu;
-use crate::sync::rank;
+use crate::mm::space::{LastTally, Met, Object, Sought, Tally};
+use crate::sched::{IfNotReady, PollQueue};
 
 /// An open file, and those who have it.
 pub type FileRef = Counted<OpenFile>;
@@ -78,7 +78,7 @@ impl Filed for FileRef {
     }
 
     fn has_memory(&self) -> bool {
-        matches!(self.kind, Kind::Memory(_) | Kind::Pipe(_))
+        self.regular().is_some() || matches!(self.kind, Kind::Pipe(_))
     }
 }
 
@@ -86,16 +86,12 @@ impl Filed for FileRef {
 pub enum Kind {
     /// The console.
     Console,
-    /// A file of the initrd; and its pages, once it was mapped.
-    Regular(File<'static>, Attributes, RwSem<Option<Counted<Object>>>),
-    /// A memory file.
-    Memory(MemoryFile),
+    /// A node of the tree, or a memory file.
+    Node(FileNodeRef),
     /// A device whose registers are mapped. It is neither read nor written.
     Device(DeviceNumber),
     /// A userfaultfd.
     Userfault(UserfaultFile),
-    /// With its path from the root.
-    Directory(&'static str, Attributes),
     /// An end of a pipe.
     Pipe(PipeEnd),
     /// An event counter.
@@ -104,8 +100,8 @@ pub enum Kind {
     Process(Counted<Pidfd>),
     /// A file of a process in `/proc`.
     Proc(ProcContents),
-    /// Neither read nor written: a place alone.
-    Other(Attributes),
+    /// A directory in `/proc`.
+    ProcDirectory(ProcEntry),
 }
 
 /// The events that a poller finds at an open file, and the queue that it may join.
@@ -120,81 +116,128 @@ pub struct PollState<'f> {
 /// The longest file: an offset has 63 bits.
 const LARGEST: u64 = i64::MAX as u64;
 
-/// Opens what is at `path`. `base` is the directory that the path begins in, which then is not empty; the root if there
-/// is none. `flags` are [`checked`]. `find` finds a process whose files in `/proc` are named.
+/// How a file is opened.
+#[derive(Clone, Copy)]
+pub struct Opening {
+    /// The flags, which are [`checked`].
+    pub flags: u32,
+    /// The permissions of a new file.
+    pub mode: u32,
+}
+
+/// Opens what is at `path`, from `base` on or the root. `find` finds a process whose files in `/proc` are named.
 ///
 /// # Errors
-/// Those of `openat` on a file system that is mounted read-only, and of `find`.
+/// Those of `openat`, and of `find`.
 pub fn open(
-    base: Option<&OpenFile>,
+    base: Option<FilePlace>,
     path: &[u8],
-    flags: u32,
+    Opening { flags, mode }: Opening,
     find: impl FnOnce(ProcId) -> Result<ProcSubject, Errno>,
 ) -> Result<FileRef, Errno> {
-    let base = base.map_or(Ok(""), OpenFile::directory)?;
-    let may_be_new = flags & (O_CREAT | O_PATH) == O_CREAT && check_new_name(base, path)?;
-    let kind = match initrd::look(base, path) {
-        Ok(PathEntry::Console) => Kind::Console,
-        Ok(PathEntry::Device(number)) => Kind::Device(number),
-        Ok(PathEntry::File(file, attributes)) => Kind::Regular(file, attributes, RwSem::new(rank::FILE_PAGES, None)),
-        Ok(PathEntry::Directory(path, attributes)) => Kind::Directory(path, attributes),
-        Ok(PathEntry::Proc(ProcEntry::Root)) => Kind::Directory("proc", PROC),
-        Ok(PathEntry::Proc(ProcEntry::Process(ProcId::Own))) => Kind::Directory("proc/self", PROC),
-        // No file is looked up from there.
-        Ok(PathEntry::Proc(ProcEntry::Process(ProcId::Number(_)))) => Kind::Other(PROC),
-        Ok(PathEntry::Proc(ProcEntry::File(process, file))) => Kind::Proc(file.of(find(process)?)),
-        Ok(PathEntry::Link(_, attributes) | PathEntry::Other(attributes)) => Kind::Other(attributes),
-        // In a directory nothing is made.
-        Err(PathError::NotFound) if may_be_new => return Err(Errno::EROFS),
-        Err(error) => return Err(error.errno()),
+    if flags & O_TMPFILE == O_TMPFILE {
+        return open_unnamed(base, path, flags, mode);
+    }
+    let creates = flags & O_CREAT != 0;
+    let place = loop {
+        let found = files::walk(base.clone(), path, follow(path, flags))?;
+        if creates && found.slash && matches!(found.last, Last::Name(_)) {
+            return Err(Errno::EISDIR);
+        }
+        match (&found.directory, &found.last, &found.place) {
+            (Place::Node(directory), Last::Name(name), None) if creates => {
+                match create(directory, name, mode) {
+                    Err(Errno::EEXIST) if flags & O_EXCL == 0 => {}
+                    // What is new needs no permission.
+                    created => return Ok(OpenFile::new(Kind::Node(created?), kept(flags))?),
+                }
+            }
+            _ => break found.existing()?,
+        }
     };
-    check(&kind, flags)?;
-    let kept = flags & !(O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC);
-    Ok(OpenFile::new(kind, if flags & O_PATH == 0 { kept | O_LARGEFILE } else { kept })?)
+    check(&place, flags)?;
+    let kind = match place {
+        Place::Node(node) => match &node.kind {
+            NodeKind::Console => Kind::Console,
+            NodeKind::Device(number) => Kind::Device(*number),
+            NodeKind::File(contents) if flags & O_PATH == 0 => {
+                prepare(&node, contents, flags)?;
+                Kind::Node(node)
+            }
+            _ => Kind::Node(node),
+        },
+        Place::Proc(ProcEntry::File(process, file)) => Kind::Proc(file.of(find(process)?)),
+        Place::Proc(entry) => Kind::ProcDirectory(entry),
+    };
+    match &kind {
+        Kind::Proc(contents) if flags & O_PATH == 0 && contents.is_of_nothing() => return Err(Errno::ESRCH),
+        Kind::Node(node) if Regular::of(node).is_some() => {}
+        _ if flags & (O_PATH | O_DIRECT) == O_DIRECT => return Err(Errno::EINVAL),
+        _ => {}
+    }
+    Ok(OpenFile::new(kind, if flags & O_PATH == 0 { kept(flags) } else { flags })?)
 }
 
-/// The directories of `/proc`.
-const PROC: Attributes = Attributes { number: usize::MAX - 3, mode: S_IFDIR | 0o555, user: 0, group: 0, modified: 0 };
+/// The flags that an open file keeps.
+const fn kept(flags: u32) -> u32 {
+    flags & !(O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC) | O_LARGEFILE
+}
 
-/// The target of the symbolic link at `path`, as [`open`] looks it up.
-///
-/// # Errors
-/// `EINVAL`: no link. Those of a lookup.
-pub fn read_link(base: Option<&OpenFile>, path: &[u8]) -> Result<&'static [u8], Errno> {
-    let base = base.map_or(Ok(""), OpenFile::directory)?;
-    match initrd::look(base, path).map_err(PathError::errno)? {
-        PathEntry::Link(file, _) => Ok(file.contents),
-        _ => Err(Errno::EINVAL),
+/// Whether an open follows a link at the end of a path.
+fn follow(path: &[u8], flags: u32) -> Follow {
+    let creates = flags & O_CREAT != 0;
+    match flags & (O_NOFOLLOW | O_EXCL) {
+        _ if creates && path.ends_with(b"/") => Follow::Never,
+        0 => Follow::Always,
+        O_EXCL if !creates => Follow::Always,
+        _ => Follow::BeforeSlash,
     }
 }
 
-/// Checks the path of a file that is created where there is none, but for its last name; whether a file may have that
-/// (Linux's `open_last_lookups`). In `/proc` there are no others.
-fn check_new_name(base: &str, path: &[u8]) -> Result<bool, Errno> {
-    let names = without_slashes(path);
-    let start = names.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
-    let (parent, name) = names.split_at_checked(start).unwrap_or_default();
-    if matches!(name, b"" | b"." | b"..") {
-        return Ok(false);
+/// Makes a regular file.
+fn create(directory: &FileNodeRef, name: &[u8], mode: u32) -> Result<FileNodeRef, Errno> {
+    let tree = files::tree()?;
+    let node = new_file(mode)?;
+    tree.link(directory, name, &node)?;
+    Ok(node)
+}
+
+fn new_file(mode: u32) -> Result<FileNodeRef, Errno> {
+    let kind = NodeKind::File(FileContents::from([].as_slice()));
+    files::tree()?.node(kind, Attributes::new(S_IFREG | mode & 0o7777, files::now()))
+}
+
+/// Opens a file without a name (`O_TMPFILE`).
+fn open_unnamed(base: Option<FilePlace>, path: &[u8], flags: u32, mode: u32) -> Result<FileRef, Errno> {
+    let follow = if flags & O_NOFOLLOW == 0 { Follow::Always } else { Follow::BeforeSlash };
+    match files::walk(base, path, follow)?.existing()? {
+        Place::Node(node) if node.is_directory() => {}
+        Place::Node(_) | Place::Proc(ProcEntry::File(..)) => return Err(Errno::ENOTDIR),
+        Place::Proc(_) => return Err(Errno::ENOTSUP),
     }
-    let parent = initrd::look(base, if parent.is_empty() { b"." } else { parent }).map_err(PathError::errno)?;
-    if !parent.is_directory() {
-        return Err(Errno::ENOTDIR);
+    let node = new_file(mode)?;
+    if flags & O_EXCL != 0 {
+        node.forbid_names();
     }
-    // An open makes no directory.
-    if names.len() == path.len() { Ok(!matches!(parent, PathEntry::Proc(_))) } else { Err(Errno::EISDIR) }
+    Ok(OpenFile::new(Kind::Node(node), kept(flags))?)
+}
+
+/// Prepares a regular file for what it is opened for.
+fn prepare(node: &FileNodeRef, contents: &FileContents, flags: u32) -> Result<(), Errno> {
+    if flags & O_ACCMODE != O_RDONLY {
+        contents.to_write()?;
+    }
+    match Regular::of(node) {
+        Some(file) if flags & O_TRUNC != 0 => file.truncate(0),
+        _ => Ok(()),
+    }
 }
 
 /// Checks what a file is against the flags, in Linux's order (`do_open`, `may_open`).
-fn check(kind: &Kind, flags: u32) -> Result<(), Errno> {
+fn check(place: &FilePlace, flags: u32) -> Result<(), Errno> {
     let (writes, is_place) = (flags & O_ACCMODE != O_RDONLY || flags & O_TRUNC != 0, flags & O_PATH != 0);
-    let is_directory = matches!(kind, Kind::Directory(..));
-    let is_link = matches!(kind, Kind::Other(attributes) if attributes.mode & S_IFMT == S_IFLNK);
-    let must_be_new = flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL;
-    if is_link && flags & O_NOFOLLOW == 0 && !must_be_new {
-        return Err(Errno::ELOOP);
-    }
-    if !is_place && must_be_new {
+    let is_directory = place.is_directory();
+    if !is_place && flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL {
         return Err(Errno::EEXIST);
     }
     if !is_place && is_directory && flags & O_CREAT != 0 {
@@ -203,20 +246,13 @@ fn check(kind: &Kind, flags: u32) -> Result<(), Errno> {
     if flags & O_DIRECTORY != 0 && !is_directory {
         return Err(Errno::ENOTDIR);
     }
-    match kind {
+    match place {
         _ if is_place => Ok(()),
-        _ if flags & O_TMPFILE == O_TMPFILE => Err(Errno::EROFS),
-        Kind::Directory(..) if writes => Err(Errno::EISDIR),
-        Kind::Regular(..) if writes => Err(Errno::EROFS),
-        Kind::Regular(..) => Ok(()),
-        _ if is_link => Err(Errno::ELOOP),
-        Kind::Proc(contents) if contents.is_of_nothing() => Err(Errno::ESRCH),
-        _ if flags & O_DIRECT != 0 => Err(Errno::EINVAL),
+        _ if place.link().is_some() => Err(Errno::ELOOP),
+        _ if is_directory && writes => Err(Errno::EISDIR),
         // No such device.
-        Kind::Other(_) => Err(Errno::ENXIO),
-        Kind::Console | Kind::Directory(..) | Kind::Device(_) | Kind::Proc(_) => Ok(()),
-        // Opened by no path.
-        Kind::Memory(_) | Kind::Userfault(_) | Kind::Pipe(_) | Kind::Event(_) | Kind::Process(_) => Ok(()),
+        Place::Node(node) if matches!(node.kind, NodeKind::Other) => Err(Errno::ENXIO),
+        _ => Ok(()),
     }
 }
 
@@ -256,14 +292,6 @@ pub fn checked(flags: u32) -> Result<u32, Errno> {
 /// `EINVAL`.
 pub fn check_end(at: u64, bytes: u64) -> Result<(), Errno> {
     if at.checked_add(bytes).is_none_or(|end| end > LARGEST) { Err(Errno::EINVAL) } else { Ok(()) }
-}
-
-/// A path without the slashes at its end.
-fn without_slashes(mut path: &[u8]) -> &[u8] {
-    while let Some(rest) = path.strip_suffix(b"/") {
-        path = rest;
-    }
-    path
 }
 
 /// The source of a read from a position on.
@@ -314,7 +342,7 @@ impl OpenFile {
     }
 
     /// Bytes of memory that go with it beside its record, once in each round: 0 where it was met in `tally`. But for those
-    /// of a memory file, which are its [object](MemoryFile::object)'s.
+    /// of a regular file, which are its [object](Self::unnamed)'s.
     pub fn footprint(&self, tally: Tally) -> usize {
         match &self.kind {
             _ if self.counted.meet(tally) == Met::Again => 0,
@@ -324,9 +352,21 @@ impl OpenFile {
         }
     }
 
-    /// The directory that it is, from the root.
-    fn directory(&self) -> Result<&'static str, Errno> {
-        if let Kind::Directory(here, _) = self.kind { Ok(here) } else { Err(Errno::ENOTDIR) }
+    /// The directory that it is, for paths.
+    ///
+    /// # Errors
+    /// `ENOTDIR`.
+    pub fn directory(&self) -> Result<FilePlace, Errno> {
+        match &self.kind {
+            Kind::Node(node) if node.is_directory() => Ok(Place::Node(node.clone())),
+            Kind::ProcDirectory(entry) => Ok(Place::Proc(*entry)),
+            _ => Err(Errno::ENOTDIR),
+        }
+    }
+
+    /// The node that it is.
+    pub const fn node(&self) -> Option<&FileNodeRef> {
+        if let Kind::Node(node) = &self.kind { Some(node) } else { None }
     }
 
     /// Bits of `O_`, as `F_GETFL` has them.
@@ -345,7 +385,11 @@ impl OpenFile {
     /// `EINVAL`: the file has no I/O past a cache.
     pub fn set_flags(&self, flags: u32) -> Result<(), Errno> {
         const CHANGE: u32 = O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME;
-        if flags & O_DIRECT != 0 && !matches!(self.kind, Kind::Regular(..) | Kind::Pipe(_)) {
+        let has_direct = match &self.kind {
+            Kind::Node(node) => node.device == tree::DEVICE,
+            kind => matches!(kind, Kind::Pipe(_)),
+        };
+        if flags & O_DIRECT != 0 && !has_direct {
             return Err(Errno::EINVAL);
         }
         let update = |before: u32| Some(before & !CHANGE | flags & CHANGE);
@@ -425,18 +469,19 @@ impl OpenFile {
                 PollState { events: input, queue: Some(file.pollers()) }
             }
             // As on Linux: what has no state to wait for is always ready.
-            Kind::Regular(..)
-            | Kind::Memory(_)
-            | Kind::Device(_)
-            | Kind::Directory(..)
-            | Kind::Proc(_)
-            | Kind::Other(_) => READY,
+            Kind::Node(_) | Kind::Device(_) | Kind::Proc(_) | Kind::ProcDirectory(_) => READY,
         }
     }
 
-    /// The memory file that it is, if it is one.
-    pub const fn memory(&self) -> Option<&MemoryFile> {
-        if let Kind::Memory(file) = &self.kind { Some(file) } else { None }
+    /// The regular file that it is, if it is one.
+    pub fn regular(&self) -> Option<Regular<'_>> {
+        Regular::of(self.node()?)
+    }
+
+    /// The pages that end with the file, as it has no name.
+    pub fn unnamed(&self) -> Option<&Counted<Object>> {
+        let (_, links) = self.node()?.attributes();
+        self.regular()?.contents().written().filter(|_| links == 0)
     }
 
     /// The userfaultfd that it is, if it is one.
@@ -465,27 +510,7 @@ impl OpenFile {
     /// # Errors
     /// `ENODEV`: it has none. `ENOMEM`.
     pub fn pages(&self) -> Result<Counted<Object>, Errno> {
-        match &self.kind {
-            Kind::Memory(file) => Ok(file.object().clone()),
-            Kind::Regular(file, _, pages) => {
-                let mut pages = pages.write();
-                if let Some(pages) = &*pages {
-                    return Ok(pages.clone());
-                }
-                let size = file.contents.len() as u64;
-                let new = kernel().spaces.create_object(this_cpu(), size, Some(file.contents), Seals(F_SEAL_SEAL))?;
-                Ok(pages.insert(new).clone())
-            }
-            Kind::Console
-            | Kind::Device(_)
-            | Kind::Userfault(_)
-            | Kind::Directory(..)
-            | Kind::Pipe(_)
-            | Kind::Event(_)
-            | Kind::Process(_)
-            | Kind::Proc(_)
-            | Kind::Other(_) => Err(Errno::ENODEV),
-        }
+        Ok(self.regular().ok_or(Errno::ENODEV)?.contents().object()?.clone())
     }
 
     /// Moves the position over `bytes` bytes that are written next; where it was. Two that write at once write to
@@ -549,10 +574,12 @@ impl OpenFile {
     pub fn contents_at(&self, at: u64, bytes: u64, most: u64) -> Result<Contents<'_>, Errno> {
         check_end(at, bytes)?;
         let bytes = bytes.min(most).min(self.size()?.saturating_sub(at));
-        Ok(match &self.kind {
-            Kind::Memory(file) => Contents::Object(file.object(), at, bytes),
-            Kind::Regular(file, ..) => {
-                let rest = usize::try_from(at).ok().and_then(|at| file.contents.get(at..)).unwrap_or_default();
+        let regular = self.regular();
+        let contents = regular.as_ref().map(Regular::contents);
+        Ok(match (contents.and_then(|file| file.written()), contents.and_then(|file| file.bytes())) {
+            (Some(object), _) => Contents::Object(object, at, bytes),
+            (None, Some(file)) => {
+                let rest = usize::try_from(at).ok().and_then(|at| file.get(at..)).unwrap_or_default();
                 Contents::Bytes(rest.get(..bytes as usize).unwrap_or(rest))
             }
             _ => Contents::Bytes(&[]),
@@ -565,9 +592,11 @@ impl OpenFile {
     /// `EISDIR`, `ESPIPE`.
     fn size(&self) -> Result<u64, Errno> {
         match &self.kind {
-            Kind::Regular(file, ..) => Ok(file.contents.len() as u64),
-            Kind::Memory(file) => Ok(file.object().size()),
-            Kind::Directory(..) => Err(Errno::EISDIR),
+            Kind::Node(node) => match &node.kind {
+                NodeKind::File(contents) => Ok(contents.size()),
+                _ => Err(Errno::EISDIR),
+            },
+            Kind::ProcDirectory(_) => Err(Errno::EISDIR),
             // Linux shows none.
             Kind::Proc(_) => Ok(0),
             Kind::Console
@@ -575,8 +604,7 @@ impl OpenFile {
             | Kind::Userfault(_)
             | Kind::Pipe(_)
             | Kind::Event(_)
-            | Kind::Process(_)
-            | Kind::Other(_) => Err(Errno::ESPIPE),
+            | Kind::Process(_) => Err(Errno::ESPIPE),
         }
     }
 
@@ -596,28 +624,29 @@ impl OpenFile {
         if whence > SEEK_HOLE {
             return Err(Errno::EINVAL);
         }
+        let regular = self.regular();
+        let contents = regular.as_ref().map(Regular::contents);
         let size = match &self.kind {
-            Kind::Console | Kind::Device(_) | Kind::Pipe(_) | Kind::Process(_) | Kind::Other(_) => {
-                return Err(Errno::ESPIPE);
-            }
+            Kind::Console | Kind::Device(_) | Kind::Pipe(_) | Kind::Process(_) => return Err(Errno::ESPIPE),
             // As on Linux, its position stays where it is.
             Kind::Event(_) | Kind::Userfault(_) => return Ok(0),
             Kind::Proc(ProcContents::ClearRefs(_)) => return Ok(0),
             Kind::Proc(ProcContents::Pagemap(_) | ProcContents::Memory(_)) => {
                 return self.seek_in_space(offset, whence);
             }
-            Kind::Regular(file, ..) => file.contents.len() as i64,
-            Kind::Memory(file) => file.object().size() as i64,
-            // They have no size that they could be measured by.
-            Kind::Directory(..) | Kind::Proc(_) if matches!(whence, SEEK_SET | SEEK_CUR) => 0,
-            Kind::Directory(..) | Kind::Proc(_) => return Err(Errno::EINVAL),
+            Kind::Node(_) | Kind::Proc(_) | Kind::ProcDirectory(_) => match contents {
+                Some(contents) => contents.size() as i64,
+                // They have no size that they could be measured by.
+                None if matches!(whence, SEEK_SET | SEEK_CUR) => 0,
+                None => return Err(Errno::EINVAL),
+            },
         };
         let inside = (0..size).contains(&offset);
-        let found = match (&self.kind, whence) {
+        let found = match (contents.and_then(|file| file.written()), whence) {
             (_, SEEK_DATA | SEEK_HOLE) if !inside => return Err(Errno::ENXIO),
-            (Kind::Memory(file), SEEK_DATA | SEEK_HOLE) => {
+            (Some(object), SEEK_DATA | SEEK_HOLE) => {
                 let wanted = if whence == SEEK_HOLE { Sought::Hole } else { Sought::Data };
-                let found = file.object().seek(offset as u64, wanted);
+                let found = object.seek(offset as u64, wanted);
                 found.ok_or(Errno::ENXIO)? as i64
             }
             // The contents have no holes but the one after them.
@@ -650,82 +679,94 @@ impl OpenFile {
         self.position.load(Ordering::Relaxed)
     }
 
-    /// `struct stat`, in words of 8 bytes.
-    pub fn stat(&self) -> [u64; 16] {
-        const SECOND: u64 = 1_000_000_000;
-        let special = |number| Attributes { number, mode: S_IFCHR | 0o600, user: 0, group: 0, modified: 0 };
-        let (attributes, size) = match &self.kind {
-            Kind::Console => (special(usize::MAX - 2), 0),
-            Kind::Device(number) => (special(usize::MAX - number.of_stat() as usize), 0),
-            Kind::Userfault(_) => (Attributes { mode: 0o600, ..special(usize::MAX - 3) }, 0),
-            Kind::Regular(file, attributes, _) => (*attributes, file.contents.len() as u64),
-            Kind::Memory(file) => {
-                let number = file.object().identity();
-                (Attributes { number, mode: file.mode(), user: 0, group: 0, modified: 0 }, file.object().size())
+    /// What a stat has of it.
+    pub fn stat(&self) -> FileStat {
+        let special = |number: usize, mode: u32| FileStat {
+            device: DEVICE_OF_OTHERS,
+            number: number as u64,
+            attributes: Attributes::new(mode, Moment::default()),
+            links: 1,
+            represented: 0,
+            size: 0,
+            pages: 0,
+        };
+        match &self.kind {
+            Kind::Console => FileStat { represented: 5 << 8 | 1, ..special(usize::MAX - 2, S_IFCHR | 0o600) },
+            Kind::Device(number) => {
+                let represented = number.of_stat();
+                FileStat { represented, ..special(usize::MAX - represented as usize, S_IFCHR | 0o600) }
             }
-            Kind::Pipe(end) => (Attributes { mode: S_IFIFO | 0o600, ..special(end.identity().0) }, 0),
+            Kind::Userfault(_) => special(usize::MAX - 3, 0o600),
+            Kind::Node(node) => FileStat::of_node(node),
+            Kind::Pipe(end) => {
+                let (number, time) = end.identity();
+                let attributes = Attributes::new(S_IFIFO | 0o600, Moment::at(time));
+                FileStat { device: 3, attributes, ..special(number, 0) }
+            }
             // As on Linux, of no kind.
-            Kind::Event(_) => (Attributes { mode: 0o600, ..special(1) }, 0),
-            Kind::Process(process) => (Attributes { mode: 0o700, ..special(process.serial as usize) }, 0),
-            Kind::Proc(file) => (Attributes { mode: S_IFREG | file.mode(), ..PROC }, 0),
-            Kind::Directory(_, attributes) | Kind::Other(attributes) => (*attributes, 0),
-        };
-        let memory = self.memory();
-        let links = match attributes.mode & S_IFMT {
-            S_IFDIR => 2,
-            // It has no name in a directory.
-            _ if memory.is_some() => 0,
-            _ => 1,
-        };
-        let pages = memory.map_or(size.div_ceil(PAGE), |file| file.object().pages() as u64);
-        let pair = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
-        let time = match &self.kind {
-            Kind::Memory(file) => file.changed(),
-            Kind::Pipe(end) => end.identity().1,
-            _ => u64::from(attributes.modified) * SECOND,
-        };
-        let (seconds, rest) = (time / SECOND, time % SECOND);
-        [
-            self.kind.device(),
-            attributes.number as u64,
-            pair(attributes.mode, links),
-            pair(attributes.user, attributes.group),
-            self.kind.represented(),
-            0,
-            size,
-            PAGE,
-            // In pages, as memory has them.
-            pages * (PAGE_SIZE / 512) as u64,
-            seconds,
-            rest,
-            seconds,
-            rest,
-            seconds,
-            rest,
-            0,
-        ]
+            Kind::Event(_) => FileStat { device: 4, ..special(1, 0o600) },
+            Kind::Process(process) => FileStat { device: 6, ..special(process.serial as usize, 0o700) },
+            Kind::Proc(file) => FileStat { device: 5, ..special(usize::MAX - 3, S_IFREG | file.mode()) },
+            Kind::ProcDirectory(_) => FileStat { links: 2, ..special(usize::MAX - 3, S_IFDIR | 0o555) },
+        }
     }
 }
 
-impl Kind {
-    /// The device that files of the kind are on, a number for each.
-    const fn device(&self) -> u64 {
-        match self {
-            Self::Memory(_) => 1,
-            Self::Pipe(_) => 3,
-            Self::Event(_) => 4,
-            Self::Proc(_) => 5,
-            Self::Process(_) => 6,
-            _ => 2,
-        }
+/// The device of files that are on none of their own: the tree's.
+const DEVICE_OF_OTHERS: u64 = tree::DEVICE;
+
+/// What a stat shows.
+pub struct FileStat {
+    /// The device that it is on.
+    pub device: u64,
+    /// Its number there.
+    pub number: u64,
+    /// Mode, owner and times.
+    pub attributes: Attributes,
+    /// Names.
+    pub links: u32,
+    /// The device that it is.
+    pub represented: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Pages of memory.
+    pub pages: u64,
+}
+
+impl FileStat {
+    fn of_node(node: &FileNodeRef) -> Self {
+        let (attributes, links) = node.attributes();
+        let (size, pages) = match &node.kind {
+            NodeKind::File(contents) => (contents.size(), contents.pages()),
+            _ => (node.size(), 0),
+        };
+        Self { device: node.device, number: node.number, attributes, links, represented: 0, size, pages }
     }
 
-    /// The device that the file is; 0 for none.
-    fn represented(&self) -> u64 {
-        match self {
-            Self::Console => 5 << 8 | 1,
-            Self::Device(number) => number.of_stat(),
-            _ => 0,
+    /// `struct stat`, in words of 8 bytes.
+    pub const fn words(&self) -> [u64; 16] {
+        const fn pair(low: u32, high: u32) -> u64 {
+            (high as u64) << 32 | low as u64
         }
+        let Attributes { mode, user, group, accessed, modified, changed } = self.attributes;
+        [
+            self.device,
+            self.number,
+            pair(mode, self.links),
+            pair(user, group),
+            self.represented,
+            0,
+            self.size,
+            PAGE,
+            // In pages, as memory has them.
+            self.pages * (PAGE_SIZE / 512) as u64,
+            accessed.seconds as u64,
+            accessed.nanoseconds as u64,
+            modified.seconds as u64,
+            modified.nanoseconds as u64,
+            changed.seconds as u64,
+            changed.nanoseconds as u64,
+            0,
+        ]
     }
 }

@@ -11,6 +11,8 @@
 #[cfg(target_os = "none")]
 pub use target::{Pagemap, ProcContents, ProcSubject};
 
+use granule_abi::file::{S_IFDIR, S_IFREG};
+
 use crate::linux::errno::Errno;
 use crate::mm::space::Aged;
 
@@ -77,17 +79,35 @@ const FILES: [(&[u8], ProcFile); 10] = [
 pub const ORDER: usize = 12;
 
 impl ProcEntry {
-    /// The entry at a path from the root on, without `.` and `..`.
-    pub fn find(path: &[u8]) -> Option<Self> {
-        let mut names = path.split(|&byte| byte == b'/');
-        if names.next() != Some(b"proc") {
-            return None;
+    /// The entry with a name in this one.
+    pub fn find(self, name: &[u8]) -> Option<Self> {
+        match self {
+            Self::Root if name == b"self" => Some(Self::Process(ProcId::Own)),
+            Self::Root => Some(Self::Process(ProcId::Number(number(name)?))),
+            Self::Process(process) => {
+                let (_, file) = FILES.iter().find(|(known, _)| *known == name)?;
+                Some(Self::File(process, *file))
+            }
+            Self::File(..) => None,
         }
-        let Some(process) = names.next() else { return Some(Self::Root) };
-        let process = if process == b"self" { ProcId::Own } else { ProcId::Number(number(process)?) };
-        let Some(name) = names.next() else { return Some(Self::Process(process)) };
-        let (_, file) = FILES.iter().find(|(known, _)| *known == name)?;
-        names.next().is_none().then_some(Self::File(process, *file))
+    }
+
+    /// The directory above it; `None`: that is none of `/proc`.
+    pub const fn parent(self) -> Option<Self> {
+        match self {
+            Self::Root => None,
+            Self::Process(_) => Some(Self::Root),
+            Self::File(process, _) => Some(Self::Process(process)),
+        }
+    }
+
+    /// The names in a directory, but those of processes, and the bits of their kind.
+    pub fn name(self, index: usize) -> Option<(&'static [u8], u32)> {
+        match self {
+            Self::Root => (index == 0).then_some((b"self", S_IFDIR)),
+            Self::Process(_) => FILES.get(index).map(|(name, _)| (*name, S_IFREG)),
+            Self::File(..) => None,
+        }
     }
 }
 
@@ -309,7 +329,11 @@ mod tests {
 
     #[test]
     fn names_are_of_processes_and_of_their_files() {
-        let find = |path: &str| ProcEntry::find(path.as_bytes());
+        let find = |path: &str| {
+            let mut names = path.split('/');
+            let found = (names.next() == Some("proc")).then_some(ProcEntry::Root);
+            names.fold(found, |found, name| found?.find(name.as_bytes()))
+        };
         assert_eq!(find("proc"), Some(ProcEntry::Root));
         assert_eq!(find("proc/self"), Some(ProcEntry::Process(ProcId::Own)));
         assert_eq!(find("proc/12"), Some(ProcEntry::Process(ProcId::Number(12))));

@@ -2,10 +2,9 @@
 
 use super::signal::Signal;
 use super::stack::Words;
-use super::status::{ExecError, ProcessEnd, Summary};
+use super::status::{ExecError, PathError, ProcessEnd, Summary};
 use crate::chip::console::Family;
 use crate::linux::errno::Errno;
-use crate::linux::file::initrd::PathError;
 use crate::mm::space::SpaceRef;
 
 /// Starts nothing.

@@ -3,11 +3,12 @@
 //! The line is read as Linux reads it (`fs/binfmt_script.c`), by the byte: blanks are spaces and tabs, what follows the
 //! path is one argument however many words it has, and of a file no more than its first 256 bytes are looked at.
 
+use core::ops::Deref;
+
 use heapless::Vec;
 
-use super::status::ExecError;
+use super::status::{ExecError, PathError};
 use crate::linux::errno::Errno;
-use crate::linux::file::initrd::{File, PathError};
 
 /// Bytes of a file that are looked at (`BINPRM_BUF_SIZE`).
 const LOOKED_AT: usize = 256;
@@ -34,7 +35,7 @@ fn without_blanks(bytes: &[u8]) -> Option<&[u8]> {
 
 impl<'a> Interpreter<'a> {
     /// The interpreter that a file names in its line `#!`; `None` where it has no such line, or names nothing.
-    fn of(contents: &'a [u8]) -> Option<Self> {
+    pub fn of(contents: &'a [u8]) -> Option<Self> {
         let looked_at = contents.get(..LOOKED_AT);
         let text = looked_at.unwrap_or(contents).strip_prefix(b"#!")?;
         let line = match text.iter().position(|byte| matches!(byte, b'\n' | 0)) {
@@ -64,19 +65,20 @@ fn without_trailing_blanks(bytes: &[u8]) -> &[u8] {
 }
 
 /// The scripts from `file` on, each named by the one before, and the first file after them that is none, or why there
-/// is none.
+/// is none. Each script has an [interpreter](Interpreter::of).
 #[inline(never)]
-pub fn resolve<'a>(
-    mut file: File<'a>,
-    open: impl Fn(&[u8]) -> Result<File<'a>, PathError>,
-) -> (Vec<Interpreter<'a>, MOST>, Result<File<'a>, ExecError>) {
+pub fn resolve<F: Deref<Target = [u8]>>(
+    mut file: F,
+    open: impl Fn(&[u8]) -> Result<F, ExecError>,
+) -> (Vec<F, MOST>, Result<F, ExecError>) {
     let mut scripts = Vec::new();
-    while let Some(interpreter) = Interpreter::of(file.contents) {
-        _ = scripts.push(interpreter);
+    while let Some(interpreter) = Interpreter::of(&file) {
         // An empty path is the root on Linux, which may not be executed.
-        let opened = if interpreter.path.is_empty() { Err(PathError::NotExecutable) } else { open(interpreter.path) };
+        let is_empty = interpreter.path.is_empty();
+        let opened = if is_empty { Err(PathError::NotExecutable.into()) } else { open(interpreter.path) };
+        _ = scripts.push(file);
         file = match opened {
-            Err(error) => return (scripts, Err(error.into())),
+            Err(error) => return (scripts, Err(error)),
             Ok(_) if scripts.is_full() => return (scripts, Err(Errno::ELOOP.into())),
             Ok(file) => file,
         };

@@ -9,7 +9,6 @@ use thiserror::Error;
 use super::elf::ProgramError;
 use super::signal::Signal;
 use crate::linux::errno::Errno;
-use crate::linux::file::initrd::PathError;
 
 /// How a process ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -104,6 +103,27 @@ pub struct Summary {
     pub threads: usize,
     /// Its name.
     pub name: Name,
+}
+
+/// Why a path leads to no program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum PathError {
+    /// A name that is not in its directory; an empty path.
+    #[error("there is no such file")]
+    NotFound,
+    /// A directory, a file whose mode allows no execution, or something else.
+    #[error("not a file that may be executed")]
+    NotExecutable,
+}
+
+impl PathError {
+    /// The error of execve.
+    pub const fn errno(self) -> Errno {
+        match self {
+            Self::NotFound => Errno::ENOENT,
+            Self::NotExecutable => Errno::EACCES,
+        }
+    }
 }
 
 /// Why a program cannot be started.

@@ -10,13 +10,17 @@ use granule_abi::process::IoVec;
 use granule_abi::signal::{SI_USER, SIGXFSZ};
 use granule_arch::addr::{PAGE, VirtAddr};
 
-use super::process::read_path;
+use super::names::{umask, working_directory};
+use super::process::{Path, read_path};
 use super::{Answer, MOST_AT_ONCE, Syscall, read_bytes, read_quads, scan, streams, userfault, write_quads};
 use crate::chip::console;
 use crate::linux::errno::Errno;
-use crate::linux::file::open::{self, Contents, FileRef, Kind, OpenFile};
+use crate::linux::file::files::FilePlace;
+use crate::linux::file::open::{self, Contents, FileRef, Kind, OpenFile, Opening};
 use crate::linux::file::proc::{ProcContents, ProcId, ProcSubject};
 use crate::linux::file::table::OnExec;
+use crate::linux::file::tree::NodeKind;
+use crate::linux::file::walk::Follow;
 use crate::linux::process::send::{self, Asked};
 use crate::linux::process::show;
 use crate::linux::process::signal::SignalCause;
@@ -32,7 +36,7 @@ pub(super) const PIECE: usize = 2048;
 
 /// The file of a descriptor, also of one that is only a path.
 #[inline(never)]
-fn any_file(call: &Syscall<'_>, descriptor: u64) -> Result<FileRef, Errno> {
+pub(super) fn any_file(call: &Syscall<'_>, descriptor: u64) -> Result<FileRef, Errno> {
     call.task.files().get(descriptor as u32).ok_or(Errno::EBADF)
 }
 
@@ -53,7 +57,7 @@ pub(super) fn write(call: &mut Syscall<'_>) -> Answer {
 /// Writes where the file is on.
 fn drain(call: &Syscall<'_>, file: &OpenFile, bytes: u64, mut from: UserBytes) -> Answer {
     match file.kind() {
-        Kind::Memory(_) => {}
+        Kind::Node(_) => {}
         Kind::Pipe(end) => return streams::write_pipe(call, file, end, bytes, &mut from),
         Kind::Event(counter) => return streams::write_event(file, counter, bytes, &mut from),
         Kind::Proc(contents) => {
@@ -81,7 +85,7 @@ fn drain(call: &Syscall<'_>, file: &OpenFile, bytes: u64, mut from: UserBytes) -
     written
 }
 
-/// Writes bytes of EL0's to a memory file; returns where the last of them ends, and how many were written before one could not
+/// Writes bytes of EL0's to a regular file; returns where the last of them ends, and how many were written before one could not
 /// be read, there was no memory, or the thread must exit.
 fn write_to(
     call: &Syscall<'_>,
@@ -90,7 +94,7 @@ fn write_to(
     bytes: u64,
     mut from: UserBytes,
 ) -> Result<(u64, u64), Errno> {
-    let memory = file.memory().ok_or(Errno::ESPIPE)?;
+    let regular = file.regular().ok_or(Errno::ESPIPE)?;
     let limit = call.task.process().limits.soft(RLIMIT_FSIZE);
     let mut buffer = [0; PIECE];
     let (mut at, mut end, mut done) = (at, 0, 0);
@@ -101,7 +105,7 @@ fn write_to(
         }
         let count = from.copy_up_to(wanted);
         let piece = wanted.get(..count).unwrap_or_default();
-        let (start, written) = match memory.write(at, piece, bytes - done, limit) {
+        let (start, written) = match regular.write(at, piece, bytes - done, limit) {
             // Other refusals come first, as on Linux.
             Ok(_) if count == 0 => break Some(Errno::EFAULT),
             Ok(written) => written,
@@ -123,7 +127,7 @@ fn write_to(
     match failed.filter(|_| done == 0) {
         Some(Errno::EFBIG) => {
             // Linux sends it for the limit, and not for the largest file.
-            let start = if let WriteAt::Byte(at) = at { at } else { memory.object().size() };
+            let start = if let WriteAt::Byte(at) = at { at } else { regular.contents().size() };
             check_file_limit(call, start.saturating_add(1)).and(Err(Errno::EFBIG))
         }
         Some(error) => Err(error),
@@ -246,7 +250,7 @@ pub(super) fn lseek(call: &mut Syscall<'_>) -> Answer {
 
 pub(super) fn fstat(call: &mut Syscall<'_>) -> Answer {
     let stat = any_file(call, call.argument::<0>())?.stat();
-    write_quads(call.address::<1>(), stat).map(|()| 0)
+    write_quads(call.address::<1>(), stat.words()).map(|()| 0)
 }
 
 pub(super) fn openat(call: &mut Syscall<'_>) -> Answer {
@@ -256,8 +260,9 @@ pub(super) fn openat(call: &mut Syscall<'_>) -> Answer {
         return Err(Errno::EMFILE);
     }
     let path = read_path(call, call.address::<1>())?;
-    let base = base_of(call, &path)?;
-    let file = open::open(base.as_deref(), &path, checked, |process| found(process, call.task))?;
+    let base = base_of(call, call.argument::<0>(), &path)?;
+    let opening = Opening { flags: checked, mode: call.argument::<3>() as u32 & 0o7777 & !umask(call) };
+    let file = open::open(base, &path, opening, |process| found(process, call.task))?;
     call.task.files().add(file, 0, end, OnExec::requested(flags & O_CLOEXEC)).map(u64::from)
 }
 
@@ -267,13 +272,34 @@ fn found(process: ProcId, task: &Task) -> Result<ProcSubject, Errno> {
     show::find(id).ok_or(Errno::ENOENT)
 }
 
-/// The directory that a path begins in, by the first argument; none for the root.
-fn base_of(call: &Syscall<'_>, path: &[u8]) -> Result<Option<FileRef>, Errno> {
-    match call.argument::<0>() as i32 {
+/// The directory that a path begins in, by a descriptor; none for the root.
+pub(super) fn base_of(call: &Syscall<'_>, descriptor: u64, path: &[u8]) -> Result<Option<FilePlace>, Errno> {
+    match descriptor as i32 {
         _ if path.starts_with(b"/") || path.is_empty() => Ok(None),
-        AT_FDCWD => Ok(None),
-        descriptor => any_file(call, descriptor as u64).map(Some),
+        AT_FDCWD => Ok(working_directory(call)),
+        _ => any_file(call, descriptor)?.directory().map(Some),
     }
+}
+
+/// The file that a descriptor and a path name, to be looked at: without a path and with [`AT_EMPTY_PATH`] that of the
+/// descriptor. `follow` is for a link at the end of the path.
+pub(super) fn place_of(
+    call: &Syscall<'_>,
+    descriptor: u64,
+    path: &[u8],
+    may_be_empty: bool,
+    follow: Follow,
+) -> Result<FileRef, Errno> {
+    let follows = if follow == Follow::Always { 0 } else { O_NOFOLLOW };
+    let opening = Opening { flags: O_PATH | follows, mode: 0 };
+    if path.is_empty() && may_be_empty {
+        if descriptor as i32 != AT_FDCWD {
+            return any_file(call, descriptor);
+        }
+        return open::open(working_directory(call), b".", opening, |process| found(process, call.task));
+    }
+    let base = base_of(call, descriptor, path)?;
+    open::open(base, path, opening, |process| found(process, call.task))
 }
 
 /// Without a path it is fstat, which looks at no flags then, as on Linux.
@@ -282,25 +308,28 @@ pub(super) fn newfstatat(call: &mut Syscall<'_>) -> Answer {
     const NO_MEANING: u32 = 0x800 | 0x6000;
     let (descriptor, flags) = (call.argument::<0>(), call.argument::<3>() as u32);
     let may_be_empty = flags & AT_EMPTY_PATH != 0;
-    let has_path = !may_be_empty || call.argument::<1>() != 0;
-    let path = if has_path { Some(read_path(call, call.address::<1>())?) } else { None };
+    let path = read_path_or_none(call, call.address::<1>(), may_be_empty)?;
     let path = path.as_deref().unwrap_or_default();
-    let file = if path.is_empty() && may_be_empty && descriptor as i32 >= 0 {
-        any_file(call, descriptor)?
-    } else {
-        if flags & !(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH | NO_MEANING) != 0 {
-            return Err(Errno::EINVAL);
-        }
-        let base = base_of(call, path)?;
-        let here = path.is_empty() && may_be_empty;
-        if here && descriptor as i32 != AT_FDCWD {
-            return Err(Errno::EBADF);
-        }
-        let follows = if flags & AT_SYMLINK_NOFOLLOW != 0 { O_NOFOLLOW } else { 0 };
-        let path = if here { b"/" } else { path };
-        open::open(base.as_deref(), path, O_PATH | follows, |process| found(process, call.task))?
-    };
-    write_quads(call.address::<2>(), file.stat()).map(|()| 0)
+    let is_fstat = path.is_empty() && may_be_empty && descriptor as i32 >= 0;
+    if !is_fstat && flags & !(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH | NO_MEANING) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let file = place_of(call, descriptor, path, may_be_empty, follow(flags))?;
+    write_quads(call.address::<2>(), file.stat().words()).map(|()| 0)
+}
+
+/// A path; none where there may be none and the address is null.
+pub(super) fn read_path_or_none(
+    call: &Syscall<'_>,
+    from: VirtAddr,
+    may_be_empty: bool,
+) -> Result<Option<Path>, Errno> {
+    if may_be_empty && from.0 == 0 { Ok(None) } else { read_path(call, from).map(Some) }
+}
+
+/// Whether a call with these flags follows a link at the end of a path.
+pub(super) const fn follow(flags: u32) -> Follow {
+    if flags & AT_SYMLINK_NOFOLLOW != 0 { Follow::BeforeSlash } else { Follow::Always }
 }
 
 pub(super) fn readlinkat(call: &mut Syscall<'_>) -> Answer {
@@ -309,8 +338,12 @@ pub(super) fn readlinkat(call: &mut Syscall<'_>) -> Answer {
         return Err(Errno::EINVAL);
     }
     let path = read_path(call, call.address::<1>())?;
-    let base = base_of(call, &path)?;
-    let target = open::read_link(base.as_deref(), &path)?;
+    let file = place_of(call, call.argument::<0>(), &path, true, Follow::BeforeSlash)?;
+    let target = match file.node().map(|node| &node.kind) {
+        Some(NodeKind::Link(target)) => target,
+        _ if path.is_empty() => return Err(Errno::ENOENT),
+        _ => return Err(Errno::EINVAL),
+    };
     let stored = target.get(..room as usize).unwrap_or(target);
     uaccess::copy_to_user(call.address::<2>(), stored)?;
     Ok(stored.len() as u64)
@@ -363,14 +396,14 @@ pub(super) fn fcntl(call: &mut Syscall<'_>) -> Answer {
         F_SETFL => file.set_flags(argument).map(|()| 0),
         F_ADD_SEALS => {
             file.check_writable().map_err(|_| Errno::EPERM)?;
-            file.memory().ok_or(Errno::EINVAL)?.add_seals(argument).map(|()| 0)
+            file.regular().ok_or(Errno::EINVAL)?.add_seals(argument).map(|()| 0)
         }
         F_GETPIPE_SZ | F_SETPIPE_SZ => {
             let Kind::Pipe(end) = file.kind() else { return Err(Errno::EBADF) };
             let size = if command == F_SETPIPE_SZ { end.set_size(argument)? } else { end.size() };
             Ok(size as u64)
         }
-        F_GET_SEALS => Ok(file.memory().ok_or(Errno::EINVAL)?.object().seals().0.into()),
+        F_GET_SEALS => Ok(file.regular().ok_or(Errno::EINVAL)?.seals()?.0.into()),
         _ => Err(Errno::EINVAL),
     }
 }

@@ -6,7 +6,7 @@ use super::io::{check_file_limit, file, most_files};
 use super::process::string_length;
 use super::{Answer, Syscall};
 use crate::linux::errno::Errno;
-use crate::linux::file::memfd;
+use crate::linux::file::contents::{self, Regular};
 use crate::linux::file::open::Kind;
 use crate::linux::file::table::OnExec;
 use crate::mm::space::SizeChoice;
@@ -14,7 +14,7 @@ use crate::mm::space::SizeChoice;
 pub(super) fn memfd_create(call: &mut Syscall<'_>) -> Answer {
     /// The longest name, with `memfd:` before it (`NAME_MAX`).
     const NAME: usize = 255 - "memfd:".len();
-    let flags = memfd::checked(call.argument::<1>() as u32)?;
+    let flags = contents::checked(call.argument::<1>() as u32)?;
     // The name is for /proc, which there is not.
     string_length(call.address::<0>(), NAME + 1)?.ok_or(Errno::EINVAL)?;
     let end = most_files(call);
@@ -25,7 +25,7 @@ pub(super) fn memfd_create(call: &mut Syscall<'_>) -> Answer {
         // There are no large pages.
         return Err(Errno::ENOSYS);
     }
-    let file = memfd::create(flags)?;
+    let file = contents::create_memory_file(flags)?;
     call.task.files().add(file, 0, end, OnExec::requested(flags & MFD_CLOEXEC)).map(u64::from)
 }
 
@@ -36,11 +36,17 @@ pub(super) fn ftruncate(call: &mut Syscall<'_>) -> Answer {
         // As on Linux, without an effect.
         return Ok(0);
     }
-    let memory = file.memory().ok_or(if file.process().is_some() { Errno::ENOTSUP } else { Errno::EINVAL })?;
-    if size > memory.object().size() {
+    let regular = file.regular().filter(|_| file.check_writable().is_ok());
+    let regular = regular.ok_or(if file.process().is_some() { Errno::ENOTSUP } else { Errno::EINVAL })?;
+    resize(call, &regular, size)
+}
+
+/// Makes a file so long.
+pub(super) fn resize(call: &Syscall<'_>, file: &Regular<'_>, size: u64) -> Answer {
+    if size > file.contents().size() {
         check_file_limit(call, size)?;
     }
-    memory.truncate(size).map(|()| 0)
+    file.truncate(size).map(|()| 0)
 }
 
 /// fsync and fdatasync: what is in memory alone is nowhere else.
@@ -77,8 +83,8 @@ pub(super) fn fallocate(call: &mut Syscall<'_>) -> Answer {
         return Err(Errno::ENOTSUP);
     }
     file.check_writable()?;
-    let memory = match file.kind() {
-        Kind::Memory(memory) => memory,
+    let regular = match file.kind() {
+        Kind::Node(node) => Regular::of(node).ok_or(Errno::EISDIR)?,
         Kind::Pipe(_) => return Err(Errno::ESPIPE),
         Kind::Proc(_) => return Err(Errno::ENOTSUP),
         _ => return Err(Errno::ENODEV),
@@ -86,14 +92,14 @@ pub(super) fn fallocate(call: &mut Syscall<'_>) -> Answer {
     let end = offset.checked_add(length).ok_or(Errno::EFBIG)? as u64;
     match kind {
         0 => {
-            if end > memory.object().size() {
+            if end > regular.contents().size() {
                 check_file_limit(call, end)?;
             }
             let size = if keeps_size { SizeChoice::Keep } else { SizeChoice::Grow };
             let is_killed = || call.is_killed();
-            memory.allocate(offset as u64, end, size, &is_killed)?;
+            regular.allocate(offset as u64, end, size, &is_killed)?;
         }
-        FALLOC_FL_PUNCH_HOLE => memory.punch_hole(offset as u64, end)?,
+        FALLOC_FL_PUNCH_HOLE => regular.punch_hole(offset as u64, end)?,
         _ => return Err(Errno::ENOTSUP),
     }
     Ok(0)

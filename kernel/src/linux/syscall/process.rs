@@ -15,7 +15,7 @@ use granule_abi::process::{
 use granule_abi::signal::{SIGCHLD, SigInfo};
 use granule_arch::addr::{PAGE, VirtAddr};
 
-use super::{Answer, Syscall, io, read_bytes, read_quads, time, write_quads};
+use super::{Answer, Syscall, io, names, read_bytes, read_quads, time, write_quads};
 use crate::chip::timer::{Deadline, uptime_nanoseconds};
 use crate::kernel;
 use crate::linux::errno::Errno;
@@ -243,7 +243,7 @@ pub(super) fn execve(call: &mut Syscall<'_>) -> Answer {
     let (arguments, environment) = (call.address::<1>(), call.address::<2>());
     let loaded = {
         let path = read_path(call, call.address::<0>())?;
-        let file = exec::open(&path).map_err(ExecError::errno)?;
+        let file = exec::open(names::working_directory(call), &path).map_err(ExecError::errno)?;
         let limits = call.task.process().limits.of_space();
         let pointers = |array| count_pointers(call, array, limits.stack);
         let counts = StringCounts { arguments: pointers(arguments)?, environment: pointers(environment)? };

@@ -15,7 +15,7 @@ pub(super) mod mappers;
 pub(super) mod pages;
 
 use core::ops::Range;
-use core::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
 use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::Descriptor;
@@ -90,6 +90,8 @@ pub struct Object {
     size: AtomicU64,
     /// The contents of its pages before the first write; zeros after the end. `None`: it is anonymous memory.
     file: Option<&'static [u8]>,
+    /// Whether a page without a frame is as in `file`, which nothing has changed: see [`Self::keep_all`].
+    is_as_file: AtomicBool,
     /// The registers of a device, which are its one page. No frame is in its tree.
     registers: Option<PhysAddr>,
     state: RwSem<Seals>,
@@ -151,6 +153,7 @@ impl Spaces {
                 top: AtomicU64::new(0),
                 size: AtomicU64::new(size.min(LARGEST_OBJECT)),
                 file,
+                is_as_file: AtomicBool::new(true),
                 registers,
                 state: RwSem::new(rank::OBJECT, seals),
                 writers: AtomicI64::new(0),
@@ -214,9 +217,33 @@ impl Object {
         self.registers.is_some()
     }
 
-    /// Whether its pages hold what its file holds: nothing writes to a file of the initrd.
-    pub(super) fn can_be_had_again(&self) -> bool {
-        self.file.is_some_and(|contents| !contents.is_empty())
+    /// Whether its pages hold what its file holds: nothing writes to it.
+    pub fn can_be_had_again(&self) -> bool {
+        self.first_contents().is_some_and(|contents| !contents.is_empty())
+    }
+
+    /// What pages without a frame hold.
+    fn first_contents(&self) -> Option<&'static [u8]> {
+        // Relaxed: changed with `state` locked, when all of these pages have frames.
+        self.file.filter(|_| self.is_as_file.load(Ordering::Relaxed))
+    }
+
+    /// Gives all pages frames that they keep: from now on the object may be written, and is no more what its file is.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn keep_all(&self, cpu: &Cpu) -> Result<(), OutOfMemory> {
+        if !self.can_be_had_again() {
+            return Ok(());
+        }
+        // No page is given back on the way.
+        let _state = self.state.write();
+        for page in 0..self.size().div_ceil(PAGE) {
+            self.find_or_add(cpu, page, |_| {})?;
+            relax();
+        }
+        self.is_as_file.store(false, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Bytes in it.
@@ -297,7 +324,7 @@ impl Object {
     /// Gives the frame `new`, of zeros, what `page` has at first.
     fn begin(&self, new: PhysAddr, page: u64) {
         let first = usize::try_from(page * PAGE).unwrap_or(usize::MAX);
-        if let Some(contents) = self.file.and_then(|contents| contents.get(first..)) {
+        if let Some(contents) = self.first_contents().and_then(|contents| contents.get(first..)) {
             let count = contents.len().min(PAGE as usize);
             let to = self.common.frames.linear().address(new).as_ptr::<u8>();
             // SAFETY: the linear map has the frame, writable, and the frame has no other user.
@@ -385,7 +412,7 @@ impl Object {
 
     /// Whether the contents of `page` are in memory anyway.
     fn has_contents(&self, page: u64) -> bool {
-        self.file.is_some_and(|contents| page < (contents.len() as u64).div_ceil(PAGE))
+        self.first_contents().is_some_and(|contents| page < (contents.len() as u64).div_ceil(PAGE))
     }
 
     /// The entry of `page` in its tree.

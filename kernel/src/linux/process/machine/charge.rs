@@ -85,9 +85,9 @@ pub fn footprint(id: u32, serial: u64, tally: Tally) -> usize {
             let mut memory = heapless::Vec::<Counted<Object>, LEAF>::new();
             let mut look = |file: &FileRef| {
                 bytes += file.footprint(tally);
-                if let Some(file) = file.memory() {
+                if let Some(object) = file.unnamed() {
                     // A leaf has no more.
-                    let _ = memory.push(file.object().clone());
+                    let _ = memory.push(object.clone());
                 }
             };
             let peeked = with(id, serial, |process| match looked_at {

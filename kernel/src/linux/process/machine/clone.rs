@@ -12,7 +12,7 @@ use aarch64_cpu::registers::{Readable as _, TPIDR_EL0};
 use granule_abi::file::O_RDWR;
 use granule_abi::limits::RLIMIT_NOFILE;
 use granule_abi::process::{
-    CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_CLEAR_SIGHAND, CLONE_FILES, CLONE_PARENT, CLONE_PARENT_SETTID,
+    CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_CLEAR_SIGHAND, CLONE_FILES, CLONE_FS, CLONE_PARENT, CLONE_PARENT_SETTID,
     CLONE_PIDFD, CLONE_SETTLS, CLONE_SIGHAND, CLONE_THREAD, CLONE_VFORK, CLONE_VM,
 };
 use granule_abi::signal::SigStack;
@@ -274,7 +274,8 @@ fn copy_thread(
     let fp = thread.fp_state();
     let registers = FirstRegisters { frame: &frame, tls, fp: fp.as_ref() };
     let new_task = NewTask::new(number, host, space, (task.blocked(), task.name.get()), &registers)?;
-    if let Err(error) = share_files(task, request, new_task.process.as_deref(), &new_task.task) {
+    let shared = share_files(task, request, new_task.process.as_deref(), &new_task.task);
+    if let Err(error) = shared.and_then(|()| share_surroundings(task, request, &new_task)) {
         new_task.discard();
         return Err(error.into());
     }
@@ -303,6 +304,29 @@ fn share_files(
     if let Some(own) = own {
         new_task.own_files.call_once(|| own);
     }
+    Ok(())
+}
+
+/// Gives a new thread its surroundings: none, where the caller has none and shares none.
+#[inline(always)]
+fn share_surroundings(task: &Task, request: &CloneRequest, new_task: &NewTask) -> Result<(), OutOfMemory> {
+    let is_plain = task.surroundings().is_none() && !request.has(CLONE_FS) && !request.has(CLONE_THREAD);
+    if is_plain { Ok(()) } else { give_surroundings(task, request, new_task) }
+}
+
+#[cold]
+#[inline(never)]
+fn give_surroundings(task: &Task, request: &CloneRequest, new_task: &NewTask) -> Result<(), OutOfMemory> {
+    let (place, own) = match (new_task.process.as_deref(), request.has(CLONE_FS)) {
+        (Some(process), true) => (&process.surroundings, task.own_surroundings()?.clone()),
+        (Some(process), false) => (&process.surroundings, task.own_surroundings()?.copy()?),
+        (None, true) => match task.apart.get() {
+            Some(apart) => (&new_task.task.apart, apart.clone()),
+            None => return Ok(()),
+        },
+        (None, false) => (&new_task.task.apart, task.own_surroundings()?.copy()?),
+    };
+    place.call_once(|| own);
     Ok(())
 }
 

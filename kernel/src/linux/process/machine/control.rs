@@ -22,7 +22,7 @@ use crate::smp::this_cpu;
 /// [`ExecError`]; nothing stays allocated.
 pub(super) fn start(entry: &'static UserEntry, path: &str, words: Words) -> Result<u32, ExecError> {
     let path = path.as_bytes();
-    let file = exec::open(path)?;
+    let file = exec::open(None, path)?;
     let add = |strings: &mut Strings<exec::InSpace<'_>>| words.add_to(strings);
     let drawn = Drawn::new(this_cpu(), 0);
     let loaded = exec::load(this_cpu(), file, path, &Limits::initial().of_space(), words.counts(), drawn, add)?;

@@ -1,10 +1,13 @@
-//! From a file of the initrd to a program that runs: a fresh space with its segments, its stack, and its first
+//! From a file to a program that runs: a fresh space with its segments, its stack, and its first
 //! registers.
 //!
 //! [`Layout`] has the addresses. All of it is anonymous memory: a segment's contents are copied, and from then on belong
 //! to the program. The program before is not changed until nothing can fail any more.
 
 #![allow(unsafe_code, reason = "tasks of threads, and the spaces that they run in")]
+
+use alloc::vec::Vec;
+use core::ops::Deref;
 
 use aarch64_cpu::registers::{TPIDR_EL0, Writeable as _};
 use granule_abi::process::{
@@ -22,17 +25,21 @@ use super::exit;
 use super::state::Handlers;
 use super::task::Task;
 use super::tree::PROCESSES;
+use crate::bytes;
 use crate::kernel;
 use crate::linux::errno::Errno;
-use crate::linux::file::initrd::{self, File};
+use crate::linux::file::contents::FileContents;
+use crate::linux::file::files::{self, FilePlace};
 use crate::linux::file::open::FileRef;
 use crate::linux::file::table::ExecFiles;
+use crate::linux::file::tree::NodeKind;
+use crate::linux::file::walk::{Follow, Found, Place};
 use crate::linux::process::elf::{ElfSegment, Program};
 use crate::linux::process::layout::{Layout, PROGRAM_LIMIT, STACK_SIZE};
 use crate::linux::process::script::{self, Interpreter};
 use crate::linux::process::signal::Actions;
 use crate::linux::process::stack::{self, StackMemory, StringCounts, Strings};
-use crate::linux::process::status::{ExecError, Name};
+use crate::linux::process::status::{ExecError, Name, PathError};
 use crate::mm::counted::Counted;
 use crate::mm::space::{
     FaultError, Made, MapRequest, Placement, Populate, ProgramHeap, Sharing, SpaceError, SpaceLimits, SpaceRef,
@@ -40,7 +47,7 @@ use crate::mm::space::{
 };
 use crate::platform::features::branch;
 use crate::random;
-use crate::sched::{self, TagChecks, Thread};
+use crate::sched::{self, TagChecks, Thread, relax};
 use crate::smp::{Cpu, this_cpu};
 use crate::trap::TrapFrame;
 
@@ -48,6 +55,9 @@ use crate::trap::TrapFrame;
 const STACK_BEGIN: u64 = 128 << 10;
 // The longest argument list leaves room.
 const _: () = assert!(stack::argument_space(u64::MAX) < STACK_SIZE);
+
+/// Mode bits that allow execution: by owner, group or others. One is enough, since every program is root's.
+const EXECUTABLE: u32 = 0o111;
 
 /// `mov x8, #rt_sigreturn`, `svc #0`.
 const TRAMPOLINE_CODE: [u32; 2] = [0xd280_0008 | (number::RT_SIGRETURN as u32) << 5, 0xd400_0001];
@@ -77,12 +87,58 @@ impl Loaded {
     }
 }
 
-/// The file at a path, for [`load`].
+/// A file that is executed, and the directory that its path began in.
+pub struct Executable {
+    image: Image,
+    base: Option<FilePlace>,
+}
+
+enum Image {
+    Initrd(&'static [u8]),
+    /// Copied, as pages may change.
+    Copy(Vec<u8>),
+}
+
+impl Deref for Executable {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.image {
+            Image::Initrd(bytes) => bytes,
+            Image::Copy(bytes) => bytes,
+        }
+    }
+}
+
+/// The file at a path from `base` on, or the root, for [`load`].
 ///
 /// # Errors
-/// Those of the path.
-pub fn open(path: &[u8]) -> Result<File<'static>, ExecError> {
-    Ok(initrd::find(path)?)
+/// Those of the path. `ENOMEM`.
+#[inline(never)]
+pub fn open(base: Option<FilePlace>, path: &[u8]) -> Result<Executable, ExecError> {
+    let found = files::walk(base.clone(), path, Follow::Always).and_then(Found::existing);
+    let place = found.map_err(|error| match error {
+        Errno::ENOENT => PathError::NotFound.into(),
+        error => ExecError::Errno(error),
+    })?;
+    let Place::Node(node) = place else { return Err(PathError::NotExecutable.into()) };
+    let (attributes, _) = node.attributes();
+    match &node.kind {
+        NodeKind::File(contents) if attributes.mode & EXECUTABLE != 0 => {
+            Ok(Executable { image: image(contents)?, base })
+        }
+        _ => Err(PathError::NotExecutable.into()),
+    }
+}
+
+fn image(contents: &FileContents) -> Result<Image, ExecError> {
+    let Some(object) = contents.written() else { return Ok(Image::Initrd(contents.bytes().unwrap_or_default())) };
+    let mut bytes = bytes::zeros(object.size() as usize).map_err(Errno::from)?;
+    for (at, piece) in (0..).step_by(PAGE as usize).zip(bytes.chunks_mut(PAGE as usize)) {
+        object.read(at, piece);
+        relax();
+    }
+    Ok(Image::Copy(bytes))
 }
 
 /// The memory of a space that does not run yet.
@@ -129,15 +185,21 @@ impl Drawn {
 #[inline(never)]
 pub fn load(
     cpu: &Cpu,
-    file: File<'static>,
+    file: Executable,
     path: &[u8],
     limits: &SpaceLimits,
     counts: StringCounts,
     Drawn { bytes, layout }: Drawn,
     add: impl FnOnce(&mut Strings<InSpace<'_>>) -> Result<(), Errno>,
 ) -> Result<Loaded, ExecError> {
-    let (scripts, file) = script::resolve(file, initrd::find);
-    let program = file.and_then(|file| Ok(Program::parse(file.contents, PROGRAM_LIMIT)?));
+    let (scripts, file) = {
+        let base = file.base.clone();
+        script::resolve(file, |path| open(base.clone(), path))
+    };
+    let program = match &file {
+        Ok(file) => Program::parse(file, PROGRAM_LIMIT).map_err(ExecError::from),
+        Err(error) => Err(*error),
+    };
     let space = kernel().spaces.create(cpu).map_err(Errno::from)?;
     let executable = match &program {
         Ok(program) if program.executable_stack => Protection::EXECUTE,
@@ -149,8 +211,8 @@ pub fn load(
     strings.add(path)?;
     add(&mut strings)?;
     let mut called = path;
-    for Interpreter { path, argument } in &scripts {
-        strings.interpret(called, *argument, path)?;
+    for Interpreter { path, argument } in scripts.iter().filter_map(|script| Interpreter::of(script)) {
+        strings.interpret(called, argument, path)?;
         called = path;
     }
 

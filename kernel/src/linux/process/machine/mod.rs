@@ -25,6 +25,7 @@ mod robust;
 pub mod send;
 pub mod show;
 pub mod state;
+pub mod surroundings;
 pub mod task;
 pub mod tree;
 
@@ -54,8 +55,9 @@ pub fn start(path: &str, words: Words) -> Result<u32, ExecError> {
 }
 
 /// The pools of processes, tasks, open files and what else they have: for audits that count objects and frames by owner.
-pub fn pools() -> [(&'static str, crate::mm::pool::PoolStats); 9] {
+pub fn pools() -> [(&'static str, crate::mm::pool::PoolStats); 12] {
     let [files, tables] = crate::linux::file::open::pool_stats();
+    let [nodes, names] = crate::linux::file::files::pool_stats();
     [
         files,
         tables,
@@ -66,5 +68,8 @@ pub fn pools() -> [(&'static str, crate::mm::pool::PoolStats); 9] {
         ("tasks", task::pool_stats()),
         ("tables of handlers", state::pool_stats()),
         ("vforks", clone::pool_stats()),
+        ("surroundings", surroundings::pool_stats()),
+        nodes,
+        names,
     ]
 }

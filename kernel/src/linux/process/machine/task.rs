@@ -12,6 +12,7 @@ use spin::Once;
 
 use super::clone::Vfork;
 use super::state::{ProcessState, Visit};
+use super::surroundings::Surroundings;
 use super::tree::Process;
 use crate::kernel;
 use crate::linux::file::open::FileRef;
@@ -48,6 +49,8 @@ pub struct Task {
     space: UnsafeCell<Option<SpaceUser>>,
     /// Its descriptors, if they are not its process's. Set before it runs.
     pub own_files: Once<Counted<Files<FileRef>>>,
+    /// Its surroundings, if they are not its process's. Set before it runs.
+    pub apart: Once<Counted<Surroundings>>,
     /// The signals that are blocked again when the next handler returns, or where none runs: what a call blocked in their
     /// place is blocked until signals are delivered (Linux's `saved_sigmask`).
     pub saved_mask: Cell<Option<Set>>,
@@ -158,6 +161,7 @@ impl Task {
             leaves: AtomicBool::new(false),
             space: UnsafeCell::new(Some(space)),
             own_files: Once::new(),
+            apart: Once::new(),
             saved_mask: Cell::new(None),
             stack: Cell::new(SigStack::NONE),
             clear_at_exit: Cell::new(0),
@@ -207,6 +211,24 @@ impl Task {
     /// Its descriptors.
     pub fn files(&self) -> &Files<FileRef> {
         self.own_files.get().map_or(&self.process.files, |files| files)
+    }
+
+    /// Its surroundings, if they are not the first ones.
+    pub fn surroundings(&self) -> Option<&Counted<Surroundings>> {
+        self.apart.get().or_else(|| self.process.surroundings.get())
+    }
+
+    /// Its surroundings, to be changed or shared.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn own_surroundings(&self) -> Result<&Counted<Surroundings>, OutOfMemory> {
+        if let Some(own) = self.surroundings() {
+            return Ok(own);
+        }
+        let new = Surroundings::new()?;
+        // Where another thread was faster, its surroundings stay.
+        Ok(self.process.surroundings.call_once(|| new))
     }
 
     /// Its thread.

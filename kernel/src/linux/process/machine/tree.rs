@@ -30,6 +30,7 @@ use spin::Once;
 
 use super::charge::Charges;
 use super::state::{ProcessState, Visit};
+use super::surroundings::Surroundings;
 use super::task::{self, Task};
 use crate::kernel;
 use crate::linux::errno::Errno;
@@ -86,6 +87,8 @@ pub struct Process {
     waiting: AtomicU32,
     /// The descriptors of its threads, but of those that have their own.
     pub files: Files<FileRef>,
+    /// Where it is, once that was changed or shared.
+    pub surroundings: Once<Counted<Surroundings>>,
     /// Its limits.
     pub limits: Limits,
     /// Frames of its calls' lists.
@@ -219,6 +222,7 @@ impl Process {
             parent_id: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
             files,
+            surroundings: Once::new(),
             limits: limits.copy(),
             charges: Charges::default(),
             _place: place,

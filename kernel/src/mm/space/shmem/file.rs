@@ -453,6 +453,9 @@ impl Object {
     /// pages was used since it became old, or is locked.
     pub(in super::super) fn reclaim(&self, cpu: &Cpu, pages: Range<u64>, used: Used) -> usize {
         let _state = self.state.write();
+        if !self.can_be_had_again() {
+            return 0;
+        }
         let mappers = self.mappers.read();
         let mut batch = TlbBatch::new(&self.common.mmu, with_running_tlb);
         let mut is_used = false;

@@ -1,0 +1,90 @@
+//! The files that there are: the tree, which the first path that is walked makes of the initrd.
+//!
+//! Beside what the archives have it has `/dev` with the console and the devices, `/dev/shm`, `/proc` and `/tmp`.
+
+use granule_abi::file::{S_IFCHR, S_IFDIR};
+use spin::Once;
+
+use super::contents::FileContents;
+use super::device::DeviceNumber;
+use super::initrd;
+use super::tree::{Attributes, Moment, Node, NodeKind, NodeRef, Pools, Tree};
+use super::walk::{self, Follow, Found, Place};
+use crate::chip::timer::uptime_nanoseconds;
+use crate::kernel;
+use crate::linux::errno::Errno;
+use crate::mm::pool::PoolStats;
+
+/// A node of the tree, or of a memory file.
+pub type FileNode = Node<FileContents>;
+/// A node and its owners.
+pub type FileNodeRef = NodeRef<FileContents>;
+/// Something that a path leads to.
+pub type FilePlace = Place<FileContents>;
+
+static POOLS: Once<Pools<FileContents>> = Once::new();
+static TREE: Once<Tree<FileContents>> = Once::new();
+
+/// Where nodes and names are kept.
+pub fn pools() -> &'static Pools<FileContents> {
+    POOLS.call_once(|| Pools::new(kernel().frames))
+}
+
+/// Nodes, and names.
+pub fn pool_stats() -> [(&'static str, PoolStats); 2] {
+    let [nodes, names] = POOLS.get().map_or_else(Default::default, Pools::stats);
+    [("files", nodes), ("names of files", names)]
+}
+
+/// The time for files.
+pub fn now() -> Moment {
+    Moment::at(uptime_nanoseconds())
+}
+
+/// The tree.
+///
+/// # Errors
+/// `ENOMEM`.
+#[inline(never)]
+pub fn tree() -> Result<&'static Tree<FileContents>, Errno> {
+    if let Some(tree) = TREE.get() {
+        return Ok(tree);
+    }
+    // As on Linux, as many nodes as half of the pages.
+    let new = Tree::new(pools(), kernel().frames.total() / 2, now)?;
+    if let Err(error) = initrd::unpack(&new, initrd::archive())? {
+        crate::log::warn!("{error}");
+    }
+    populate(&new)?;
+    // Where another thread was faster, its tree stays.
+    Ok(TREE.call_once(|| new))
+}
+
+/// Adds what the kernel has beside the archives.
+fn populate(tree: &Tree<FileContents>) -> Result<(), Errno> {
+    let root = tree.root();
+    let directory = |above: &FileNodeRef, name: &[u8], mode: u32, kind| {
+        if let Some(found) = tree.find(above, name).filter(|found| found.is_directory()) {
+            return Ok(found);
+        }
+        initrd::put(tree, above, name, kind, Attributes::new(S_IFDIR | mode, tree.now()))
+    };
+    let devices = directory(root, b"dev", 0o755, NodeKind::Directory)?;
+    directory(&devices, b"shm", 0o1777, NodeKind::Directory)?;
+    directory(root, b"tmp", 0o1777, NodeKind::Directory)?;
+    initrd::put(tree, root, b"proc", NodeKind::Proc, Attributes::new(S_IFDIR | 0o555, tree.now()))?;
+    let device = |name: &[u8], kind| {
+        initrd::put(tree, &devices, name, kind, Attributes::new(S_IFCHR | 0o600, tree.now())).map(drop)
+    };
+    device(b"console", NodeKind::Console)?;
+    DeviceNumber::for_each(|name, number| device(name, NodeKind::Device(number)))
+}
+
+/// Goes where a path leads, from `base`, a directory, or the root.
+///
+/// # Errors
+/// Those of [`walk::walk`].
+pub fn walk(base: Option<FilePlace>, path: &[u8], follow: Follow) -> Result<Found<FileContents>, Errno> {
+    let tree = tree()?;
+    walk::walk(tree, base.unwrap_or_else(|| Place::Node(tree.root().clone())), path, follow)
+}
