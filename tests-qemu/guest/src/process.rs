@@ -213,6 +213,11 @@ fn files_are_opened_read_and_refused_as_on_linux(t: &mut Test) {
     succeeds(t, "files");
 }
 
+target_test!(names_of_files_are_made_moved_and_removed_as_on_linux, limit(120));
+fn names_of_files_are_made_moved_and_removed_as_on_linux(t: &mut Test) {
+    succeeds(t, "names");
+}
+
 target_test!(pipes_counters_and_polls_answer_as_on_linux, needs("smp"), limit(60));
 fn pipes_counters_and_polls_answer_as_on_linux(t: &mut Test) {
     succeeds(t, "polls");

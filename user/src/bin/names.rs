@@ -182,7 +182,11 @@ fn what_is_removed_while_open() {
     equal("written still", write(again, "two"), Ok(3));
     equal("both", text(file), (*b"onetwo\0\0", Ok(6)));
     equal("no name", fstat(file).st_nlink, 0);
-    equal("no other", call(LINKAT, [file, c"".as_ptr() as u64, HERE, c"h".as_ptr() as u64, AT_EMPTY_PATH.into()]), Err(ENOENT));
+    equal(
+        "no other",
+        call(LINKAT, [file, c"".as_ptr() as u64, HERE, c"h".as_ptr() as u64, AT_EMPTY_PATH.into()]),
+        Err(ENOENT),
+    );
     equal("another", make(c"f"), again + 1);
     equal("is another", fstat(again + 1).st_ino == fstat(file).st_ino, false);
     equal("and empty", text(again + 1), ([0; 8], Ok(0)));
@@ -201,7 +205,11 @@ fn directories_that_are_removed() {
     equal("links", (fstat(own).st_nlink, stat(c"..").map(|stat| stat.st_nlink)), (0, Ok(2)));
     equal("no path", here(24).0, Err(ENOENT));
     equal("no new file", open(c"f", O_RDWR | O_CREAT), Err(ENOENT));
-    equal("no directory", (mkdir(c"d"), symlink(c"x", c"l"), link(c"/tmp/names", c"m")), (Err(ENOENT), Err(ENOENT), Err(ENOENT)));
+    equal(
+        "no directory",
+        (mkdir(c"d"), symlink(c"x", c"l"), link(c"/tmp/names", c"m")),
+        (Err(ENOENT), Err(ENOENT), Err(ENOENT)),
+    );
     equal("itself", stat(c".").map(|stat| stat.st_nlink), Ok(0));
     equal("above", rename(c"../x", c"y", 0), Err(ENOENT));
     let mut room = [0_u64; 32];
@@ -279,7 +287,7 @@ fn links_and_times() {
 /// Reads a directory in calls with this room; the sum of the names' numbers and how many there are, but for `.` and `..`,
 /// and what each call answers at last.
 fn list(directory: u64, room: u64, mut each: impl FnMut(&[u8])) -> Result<u64, Errno> {
-    let mut bytes = [0_u8; 512];
+    let mut bytes = [0_u8; 4096];
     loop {
         let read = call(GETDENTS64, [directory, bytes.as_mut_ptr() as u64, room])? as usize;
         if read == 0 {
@@ -287,7 +295,7 @@ fn list(directory: u64, room: u64, mut each: impl FnMut(&[u8])) -> Result<u64, E
         }
         let mut at = 0;
         while at < read {
-            let length = usize::from(bytes[at + 16]);
+            let length = usize::from(bytes[at + 16]) | usize::from(bytes[at + 17]) << 8;
             let name = &bytes[at + 19..at + length];
             each(&name[..name.iter().position(|&byte| byte == 0).expect("an end")]);
             at += length;
@@ -380,7 +388,14 @@ fn written_programs() {
     // One segment, whose code is `mov x0, #7; mov x8, #93; svc #0`.
     let mut words = [0_u64; 18];
     words[..8].copy_from_slice(&[
-        0x0001_0102_464c_457f, 0, 0x1_00b7_0002, 0x40_0078, 0x40, 0, 0x38_0040_0000_0000, 0x1,
+        0x0001_0102_464c_457f,
+        0,
+        0x1_00b7_0002,
+        0x40_0078,
+        0x40,
+        0,
+        0x38_0040_0000_0000,
+        0x1,
     ]);
     words[8..15].copy_from_slice(&[0x5_0000_0001, 0, 0x40_0000, 0x40_0000, 0x90, 0x90, 0x1000]);
     words[15..17].copy_from_slice(&[0xd280_0ba8_d280_00e0, 0xd400_0001]);

@@ -20,6 +20,7 @@ use super::{SESSION_LIMIT, files};
 const PROGRAMS: [&str; 35] = [
     "run accounts",
     "run scan",
+    "run names",
     "run settings",
     "run nodes",
     "run bti exec",

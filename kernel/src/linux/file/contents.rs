@@ -49,7 +49,8 @@ impl FileContents {
 
     /// Pages of memory that hold it.
     pub fn pages(&self) -> u64 {
-        self.written().map_or((self.bytes.len() as u64).div_ceil(granule_arch::addr::PAGE), |object| object.pages() as u64)
+        self.written()
+            .map_or((self.bytes.len() as u64).div_ceil(granule_arch::addr::PAGE), |object| object.pages() as u64)
     }
 
     /// The pages, if the bytes are not those of the initrd.

@@ -42,10 +42,7 @@ impl DeviceNumber {
         Self::for_each_in(KINDS.get().copied().unwrap_or_default(), each)
     }
 
-    fn for_each_in(
-        kinds: &[DeviceKind],
-        mut each: impl FnMut(&[u8], Self) -> Result<(), Errno>,
-    ) -> Result<(), Errno> {
+    fn for_each_in(kinds: &[DeviceKind], mut each: impl FnMut(&[u8], Self) -> Result<(), Errno>) -> Result<(), Errno> {
         for (kind, of_kind) in kinds.iter().enumerate() {
             for index in 0..(of_kind.count)() {
                 let mut name = heapless::String::<32>::new();

@@ -389,11 +389,44 @@ fn make_room<C>(tree: &Tree<C>, directory: &NodeRef<C>, name: &[u8]) -> Result<(
 #[cfg(test)]
 pub(crate) mod tests {
     use proptest::prelude::*;
+    use std::boxed::Box;
     use std::vec::Vec;
 
     use super::super::proc::{ProcEntry, ProcFile, ProcId};
-    use super::{ArchiveError, END, File, PathEntry, PathError, bare, files, find_in, look_in, programs};
-    use granule_abi::file::{S_IFDIR, S_IFREG};
+    use super::super::tree::{Moment, Pools};
+    use super::super::walk::{Follow, Found, Place, walk};
+    use super::{ArchiveError, END, Errno, NodeKind, Tree, bare, files, programs, put, tree, unpack};
+    use crate::mm::frame::tests::leaked;
+    use granule_abi::file::{S_IFDIR, S_IFMT, S_IFREG};
+
+    pub(crate) type Bytes = &'static [u8];
+
+    pub(crate) fn tree() -> Tree<Bytes> {
+        let pools = Box::leak(Box::new(Pools::new(leaked(64))));
+        Tree::new(pools, 1000, || Moment::at(5)).unwrap()
+    }
+
+    /// The tree of an archive, and its error.
+    fn unpacked(archive: &[u8]) -> (Tree<Bytes>, Result<(), ArchiveError>) {
+        let tree = tree();
+        let error = unpack(&tree, Box::leak(Box::<[u8]>::from(archive))).unwrap();
+        (tree, error)
+    }
+
+    fn find(tree: &Tree<Bytes>, path: &[u8]) -> Result<Place<Bytes>, Errno> {
+        walk(tree, Place::Node(tree.root().clone()), path, Follow::Always).and_then(Found::existing)
+    }
+
+    fn contents(archive: &[u8], path: &str) -> Result<Bytes, Errno> {
+        let (tree, _) = unpacked(archive);
+        match find(&tree, path.as_bytes())? {
+            Place::Node(node) => match &node.kind {
+                NodeKind::File(contents) => Ok(contents),
+                _ => Err(Errno::EACCES),
+            },
+            Place::Proc(_) => Err(Errno::EACCES),
+        }
+    }
 
     pub(crate) fn add(archive: &mut Vec<u8>, name: &str, mode: u32, contents: &[u8]) {
         add_with(archive, name, mode, contents, (1, 1, None));
@@ -437,80 +470,91 @@ pub(crate) mod tests {
         let names: Vec<_> = programs(&archive).map(|file| file.unwrap().name).collect();
         assert_eq!(names, ["bin/one"]);
         assert!(programs(b"ustar").eq([Err(ArchiveError::NoHeader(0))]));
-        let file = File { name: "bin/one", contents: b"first" };
-        for path in ["bin/one", "/bin/one", "./bin/one", "bin/../two/../bin/one", "..//.//bin/./one"] {
-            assert_eq!(find_in(&archive, path.as_bytes()), if path.contains("two") { NOT_DIRECTORY } else { Ok(file) });
+        for path in ["bin/one", "/bin/one", "./bin/one", "..//.//bin/./one", "bin/../bin/one"] {
+            assert_eq!(contents(&archive, path), Ok(b"first".as_slice()), "{path}");
         }
+        assert_eq!(contents(&archive, "bin/../two/../bin/one"), Err(Errno::ENOTDIR));
+        assert_eq!(contents(&archive, "link"), Ok(b"another of the same name".as_slice()));
         assert_eq!(bare("//././x/"), "x/");
     }
-
-    const NOT_DIRECTORY: Result<File<'static>, PathError> = Err(PathError::NotDirectory);
 
     #[test]
     fn paths_are_refused_as_on_linux() {
         let archive = sample();
-        let find = |path: &[u8]| find_in(&archive, path).map(drop);
-        for path in ["two", "dev", "dev/console", "bin", "/", ".", "..", "bin/", "bin/.", "bin/..", "/..//"] {
-            assert_eq!(find(path.as_bytes()), Err(PathError::NotExecutable), "{path}");
+        let find = |path: &[u8]| contents(&archive, str::from_utf8(path).unwrap());
+        for path in ["bin", "/", ".", "..", "bin/", "bin/.", "bin/..", "/..//"] {
+            assert_eq!(find(path.as_bytes()), Err(Errno::EACCES), "{path}");
         }
         for path in ["", "TRAILER!!!", "tw", "bin/on", "bi/one", "nosuch/../bin/one", "\u{ff}", "bin/one2"] {
-            assert_eq!(find(path.as_bytes()), Err(PathError::NotFound), "{path}");
+            assert_eq!(find(path.as_bytes()), Err(Errno::ENOENT), "{path}");
         }
-        for path in ["two/", "bin/one/", "bin/one/.", "bin/one/..", "bin/one/x", "dev/console/x"] {
-            assert_eq!(find(path.as_bytes()), Err(PathError::NotDirectory), "{path}");
+        for path in ["two/", "bin/one/", "bin/one/.", "bin/one/..", "bin/one/x", "link/x", "link/"] {
+            assert_eq!(find(path.as_bytes()), Err(Errno::ENOTDIR), "{path}");
         }
-        for path in ["link", "link/x", "link/"] {
-            assert_eq!(find(path.as_bytes()), Err(PathError::Link), "{path}");
-        }
-        assert_eq!(find(&[b'x'; 255]), Err(PathError::NotFound));
-        assert_eq!(find(&[b'x'; 256]), Err(PathError::NameTooLong));
-        assert_eq!(find(&[b"two/".as_slice(), &[b'x'; 256]].concat()), Err(PathError::NotDirectory));
-        assert_eq!(find(&[b"x/".as_slice(), &[b'x'; 256]].concat()), Err(PathError::NotFound));
-        assert_eq!(find_in(&[], b"two"), Err(PathError::NotFound), "no initrd at all");
-        assert_eq!(find_in(&[], b"/"), Err(PathError::NotExecutable));
+        assert_eq!(find(&[b'x'; 255]), Err(Errno::ENOENT));
+        assert_eq!(find(&[b'x'; 256]), Err(Errno::ENAMETOOLONG));
+        assert_eq!(find(&[b"two/".as_slice(), &[b'x'; 256]].concat()), Err(Errno::ENOTDIR));
+        assert_eq!(find(&[b"x/".as_slice(), &[b'x'; 256]].concat()), Err(Errno::ENOENT));
+        assert_eq!(contents(&[], "two"), Err(Errno::ENOENT), "no initrd at all");
+        assert_eq!(contents(&[], "/"), Err(Errno::EACCES));
     }
 
     #[test]
-    fn directories_have_paths_and_numbers_of_their_own() {
+    fn links_are_followed_up_to_forty_times() {
+        let mut archive = Vec::new();
+        add(&mut archive, "d/file", S_IFREG | 0o644, b"contents");
+        add(&mut archive, "up", 0o120_777, b"d/../d//");
+        add(&mut archive, "all", 0o120_777, b"up/file");
+        add(&mut archive, "root", 0o120_777, b"///");
+        add(&mut archive, "loop", 0o120_777, b"./loop");
+        add(&mut archive, "0", 0o120_777, b"d");
+        for number in 1..42 {
+            add(&mut archive, &number.to_string(), 0o120_777, (number - 1).to_string().as_bytes());
+        }
+        for path in ["all", "up/file", "d/../all", "root/root/up/../root/all", "39/file"] {
+            assert_eq!(contents(&archive, path), Ok(b"contents".as_slice()), "{path}");
+        }
+        for path in ["loop", "loop/", "loop/x", "40/file", "39/../39/file"] {
+            assert_eq!(contents(&archive, path), Err(Errno::ELOOP), "{path}");
+        }
+        assert_eq!(contents(&archive, "all/"), Err(Errno::ENOTDIR));
+        assert_eq!(contents(&archive, "up/nothing"), Err(Errno::ENOENT));
+    }
+
+    #[test]
+    fn directories_are_made_where_archives_have_none() {
         let mut archive = Vec::new();
         add(&mut archive, "one/two/file", S_IFREG | 0o644, b"contents");
         add(&mut archive, "three", S_IFDIR | 0o700, b"");
+        add(&mut archive, "one/two/file/below", S_IFREG | 0o644, b"");
+        add(&mut archive, "one", S_IFREG | 0o644, b"in place of a directory");
         add(&mut archive, END, 0, b"");
-        let directory = |path: &str| match look_in(&archive, path.as_bytes()) {
-            Ok(PathEntry::Directory(path, attributes)) => (path, attributes.number, attributes.mode),
-            other => panic!("{path}: {other:?}"),
+        let (tree, error) = unpacked(&archive);
+        assert_eq!(error, Ok(()));
+        let number = |path: &str| match find(&tree, path.as_bytes()) {
+            Ok(Place::Node(node)) => (node.number, node.attributes().0.mode),
+            _ => panic!("{path}"),
         };
         let default = S_IFDIR | 0o755;
-        for (path, (expected, _, mode)) in [
-            ("/", ("", 0, default)),
-            ("one/..", ("", 0, default)),
-            ("/one/", ("one", 0, default)),
-            ("one/two/../../three/../one/./two", ("one/two", 0, default)),
-            ("one/two/..", ("one", 0, default)),
-            ("three/.", ("three", 0, S_IFDIR | 0o700)),
-            ("dev", ("dev", 0, default)),
+        for (path, same, mode) in [
+            ("/", "/", default),
+            ("one/..", "/", default),
+            ("/one/", "one", default),
+            ("one/two/../../three/../one/./two", "one/two", default),
+            ("one/two/..", "one", default),
+            ("three/.", "three", S_IFDIR | 0o700),
         ] {
-            let (found, number, found_mode) = directory(path);
-            assert_eq!((found, found_mode), (expected, mode), "{path}");
-            assert_eq!(number, directory(if expected.is_empty() { "/" } else { expected }).1, "{path}");
+            assert_eq!(number(path), (number(same).0, mode), "{path}");
         }
-        let mut numbers = ["/", "one", "one/two", "three", "dev"].map(|path| directory(path).1);
-        numbers.sort_unstable();
-        assert!(numbers.windows(2).all(|pair| pair[0] < pair[1]), "{numbers:?}");
-        let Ok(PathEntry::File(_, attributes)) = look_in(&archive, b"one/two/file") else { panic!("no file") };
-        assert!(!numbers.contains(&attributes.number));
-        assert_eq!(look_in(&archive, b"/dev/./console"), Ok(PathEntry::Console));
-        let proc = |path: &str| look_in(&archive, path.as_bytes());
-        let pagemap = PathEntry::Proc(ProcEntry::File(ProcId::Own, ProcFile::Pagemap));
-        assert_eq!(proc("/proc//./self/../self/pagemap"), Ok(pagemap));
-        assert_eq!(proc("proc/self/pagemap/.."), Err(PathError::NotDirectory));
-        assert_eq!(proc("proc/self/nothing"), Err(PathError::NotFound));
-        assert_eq!(look_in(&archive, b"dev/null"), Err(PathError::NotFound));
-        assert_eq!(look_in(&archive, b"one/two/file/.."), Err(PathError::NotDirectory));
-    }
-
-    fn contents<'a>(archive: &'a [u8], path: &str) -> Result<&'a [u8], PathError> {
-        find_in(archive, path.as_bytes()).map(|file| file.contents)
+        assert_eq!(number("one/two/file").1 & S_IFMT, S_IFREG);
+        let attributes = tree::Attributes::new(S_IFDIR | 0o555, Moment::default());
+        put(&tree, tree.root(), b"proc", NodeKind::Proc, attributes).unwrap();
+        let pagemap = ProcEntry::File(ProcId::Own, ProcFile::Pagemap);
+        let found = find(&tree, b"/proc//./self/../self/pagemap");
+        assert!(matches!(found, Ok(Place::Proc(entry)) if entry == pagemap));
+        assert_eq!(find(&tree, b"proc/self/pagemap/..").err(), Some(Errno::ENOTDIR));
+        assert_eq!(find(&tree, b"proc/self/nothing").err(), Some(Errno::ENOENT));
+        assert!(matches!(find(&tree, b"proc/.."), Ok(Place::Node(node)) if node.is(tree.root())));
     }
 
     const PROGRAM: u32 = S_IFREG | 0o755;
@@ -535,7 +579,7 @@ pub(crate) mod tests {
         let mut shifted = archive.clone();
         shifted.extend([0; 6]);
         add(&mut shifted, "fourth", PROGRAM, b"4");
-        assert_eq!(contents(&shifted, "fourth"), Err(PathError::Archive(ArchiveError::NoHeader(archive.len()))));
+        assert_eq!(contents(&shifted, "fourth"), Err(Errno::ENOENT));
         assert_eq!(contents(&shifted, "third"), Ok(b"3".as_slice()), "before the error");
     }
 
@@ -552,7 +596,6 @@ pub(crate) mod tests {
             assert_eq!(contents(&archive, path), Ok(expected), "{path}");
         }
         assert_eq!(programs(&archive).count(), 3);
-        assert!(matches!(look_in(&archive, b"a/b"), Ok(PathEntry::Directory("a//b", _))));
     }
 
     #[test]
@@ -569,11 +612,15 @@ pub(crate) mod tests {
         // Another archive's inodes are others.
         add_name(&mut archive, "other", 7, b"");
         add(&mut archive, END, 0, b"");
-        let found = |path: &str| match look_in(&archive, path.as_bytes()) {
-            Ok(PathEntry::File(file, attributes)) => (file.contents, attributes.number),
-            other => panic!("{path}: {other:?}"),
+        let (tree, _) = unpacked(&archive);
+        let found = |path: &str| match find(&tree, path.as_bytes()) {
+            Ok(Place::Node(node)) => {
+                let NodeKind::File(contents) = &node.kind else { panic!("{path}") };
+                (*contents, node.number, node.attributes().1)
+            }
+            _ => panic!("{path}"),
         };
-        assert_eq!((found("one"), found("one").0), (found("two"), b"contents".as_slice()));
+        assert_eq!((found("one"), found("one").0, found("one").2), (found("two"), b"contents".as_slice(), 2));
         assert_eq!((found("first"), found("first").0), (found("second"), b"contents of its own".as_slice()));
         assert_eq!(found("other").0, b"");
     }
@@ -586,7 +633,8 @@ pub(crate) mod tests {
         add_with(&mut archive, "bad", PROGRAM, b"\x01\x02\xff", (1, 1, Some(0x103)));
         add(&mut archive, END, 0, b"");
         assert_eq!(contents(&archive, "good"), Ok(b"\x01\x02\xff".as_slice()));
-        assert_eq!(contents(&archive, "bad"), Err(PathError::Archive(ArchiveError::Checksum(bad))));
+        assert_eq!(contents(&archive, "bad"), Err(Errno::ENOENT));
+        assert_eq!(unpacked(&archive).1, Err(ArchiveError::Checksum(bad)));
     }
 
     #[test]
@@ -609,7 +657,7 @@ pub(crate) mod tests {
         assert_eq!(broken(&|archive| archive[second + 101] = b'0'), ArchiveError::BadName(second));
         let end = good.len() - 512;
         assert_eq!(broken(&|archive| archive.truncate(end)).to_string().split_whitespace().next(), Some("the"));
-        assert_eq!(find_in(b"ustar", b"two"), Err(PathError::Archive(ArchiveError::NoHeader(0))));
+        assert_eq!(unpacked(b"ustar").1, Err(ArchiveError::NoHeader(0)));
     }
 
     proptest! {
@@ -624,6 +672,7 @@ pub(crate) mod tests {
             }
             archive.truncate(end);
             prop_assert!(files(&archive).count() <= 6);
+            let _ = unpacked(&archive);
         }
     }
 }

@@ -6,25 +6,24 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use granule_abi::file::{
-    FASYNC, O_ACCMODE, O_APPEND, O_CREAT, O_DIRECT, O_DIRECTORY, O_DSYNC, O_EXCL, O_LARGEFILE, O_NOATIME,
-    O_NOCTTY, O_NOFOLLOW, O_NONBLOCK, O_PATH, O_RDONLY, O_RDWR, O_SYNC, O_TMPFILE, O_TRUNC, O_WRONLY, POLLERR, POLLIN,
-    POLLOUT, POLLRDNORM, POLLWRNORM, S_IFCHR, S_IFDIR, S_IFIFO, S_IFREG, SEEK_CUR, SEEK_DATA,
-    SEEK_END, SEEK_HOLE, SEEK_SET,
+    FASYNC, O_ACCMODE, O_APPEND, O_CREAT, O_DIRECT, O_DIRECTORY, O_DSYNC, O_EXCL, O_LARGEFILE, O_NOATIME, O_NOCTTY,
+    O_NOFOLLOW, O_NONBLOCK, O_PATH, O_RDONLY, O_RDWR, O_SYNC, O_TMPFILE, O_TRUNC, O_WRONLY, POLLERR, POLLIN, POLLOUT,
+    POLLRDNORM, POLLWRNORM, S_IFCHR, S_IFDIR, S_IFIFO, S_IFREG, SEEK_CUR, SEEK_DATA, SEEK_END, SEEK_HOLE, SEEK_SET,
 };
 use granule_arch::addr::{PAGE, PAGE_SIZE};
 use spin::Once;
 
+use super::contents::{FileContents, Regular};
 use super::device::DeviceNumber;
 use super::event::EventCounter;
-use super::contents::{FileContents, Regular};
 use super::files::{self, FileNodeRef, FilePlace};
 use super::pidfd::Pidfd;
 use super::pipe::PipeEnd;
 use super::proc::{Pagemap, ProcContents, ProcEntry, ProcId, ProcSubject};
 use super::table::{Filed, Files, Pools};
 use super::tree::{self, Attributes, Moment, NodeKind};
-use super::walk::{Follow, Last, Place};
 use super::userfaultfd::UserfaultFile;
+use super::walk::{Follow, Last, Place};
 use crate::chip::console;
 use crate::kernel;
 use crate::linux::errno::Errno;

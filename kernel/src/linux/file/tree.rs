@@ -394,7 +394,8 @@ impl<C> Tree<C> {
         let attributes = Attributes::new(S_IFDIR | 0o755, clock());
         let root = node(pools, (DEVICE, 1), NodeKind::Directory, attributes)?;
         root.add_links(2);
-        let names = Names { by_name: RBTree::new(ByName::NEW), by_place: RBTree::new(ByPlace::NEW), next_place: FIRST_PLACE };
+        let names =
+            Names { by_name: RBTree::new(ByName::NEW), by_place: RBTree::new(ByPlace::NEW), next_place: FIRST_PLACE };
         let names = RwSem::new(rank::NAMES, names);
         Ok(Self { pools, names, root, clock, most, next_number: AtomicU64::new(2) })
     }
@@ -635,11 +636,7 @@ fn check_rename<C>(
     match new {
         Some(_) if renaming == Renaming::NoReplace => return Err(Errno::EEXIST),
         None if exchanges => return Err(Errno::ENOENT),
-        Some(new) if exchanges && to.slash && !new.is_directory() => return Err(Errno::ENOTDIR),
         _ => {}
-    }
-    if !old.is_directory() && (from.slash || !exchanges && to.slash) {
-        return Err(Errno::ENOTDIR);
     }
     if Names::is_above(old, to.directory) {
         return Err(Errno::EINVAL);
@@ -647,7 +644,14 @@ fn check_rename<C>(
     if new.is_some_and(|new| Names::is_above(new, from.directory)) {
         return Err(if exchanges { Errno::EINVAL } else { Errno::ENOTEMPTY });
     }
-    Ok(())
+    // A slash follows the name of a directory alone; of two that are exchanged, each is for its own.
+    let is_directory = |node: &NodeRef<C>| node.is_directory();
+    let has_slash_wrongly = if exchanges {
+        from.slash && !old.is_directory() || to.slash && !new.is_some_and(is_directory)
+    } else {
+        (from.slash || to.slash) && !old.is_directory()
+    };
+    if has_slash_wrongly { Err(Errno::ENOTDIR) } else { Ok(()) }
 }
 
 #[cfg(test)]

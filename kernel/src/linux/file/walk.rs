@@ -44,7 +44,13 @@ impl<C> Place<C> {
     /// The symbolic link that it is.
     pub fn link(&self) -> Option<(&NodeRef<C>, &[u8])> {
         match self {
-            Self::Node(node) => if let NodeKind::Link(target) = &node.kind { Some((node, target)) } else { None },
+            Self::Node(node) => {
+                if let NodeKind::Link(target) = &node.kind {
+                    Some((node, target))
+                } else {
+                    None
+                }
+            }
             Self::Proc(_) => None,
         }
     }
@@ -66,6 +72,8 @@ pub enum Follow {
 pub enum Last {
     /// A name.
     Name(heapless::Vec<u8, NAME>),
+    /// A name that no directory can have: [`Follow::Never`].
+    TooLong,
     /// There is none: the root.
     Root,
     /// `.`
@@ -118,7 +126,8 @@ pub fn walk<C>(tree: &Tree<C>, start: Place<C>, path: &[u8], follow: Follow) -> 
     let root = || Place::Node(tree.root().clone());
     let mut here = if path.starts_with(b"/") { root() } else { start };
     // Links whose targets are not at their ends, each with how far it is; under them the path.
-    let (mut links, mut at_path, mut followed, mut slash) = (heapless::Vec::<(NodeRef<C>, usize), LINKS>::new(), 0, 0, false);
+    let (mut links, mut at_path, mut followed, mut slash) =
+        (heapless::Vec::<(NodeRef<C>, usize), LINKS>::new(), 0, 0, false);
     loop {
         relax();
         let link = links.last().cloned();
@@ -142,7 +151,10 @@ pub fn walk<C>(tree: &Tree<C>, start: Place<C>, path: &[u8], follow: Follow) -> 
             Some((_, at)) => *at = end,
             None => at_path = end,
         }
-        let (place, last) = step(tree, &here, name)?;
+        let (place, last) = match step(tree, &here, name) {
+            Err(Errno::ENAMETOOLONG) if is_last && follow == Follow::Never => (None, Last::TooLong),
+            found => found?,
+        };
         let follows = !is_last || follow == Follow::Always || slash && follow == Follow::BeforeSlash;
         if let Some((node, target)) = place.as_ref().and_then(Place::link).filter(|_| follows) {
             followed += 1;

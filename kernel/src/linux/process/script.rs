@@ -91,9 +91,8 @@ mod tests {
     use std::string::{String, ToString};
     use std::vec::Vec;
 
-    use super::{Interpreter, resolve};
+    use super::{Deref, ExecError, Interpreter, PathError, resolve};
     use crate::linux::errno::Errno;
-    use crate::linux::file::initrd::{File, PathError};
 
     /// Path and argument, in brackets.
     fn named(contents: &[u8]) -> Option<String> {
@@ -171,18 +170,31 @@ mod tests {
         ("8", "#!\0"),
     ];
 
-    fn find(path: &[u8]) -> Result<File<'static>, PathError> {
-        let found = FILES.into_iter().find(|(name, _)| name.as_bytes() == path).ok_or(PathError::NotFound)?;
-        Ok(File { name: found.0, contents: found.1.as_bytes() })
+    /// A file, by its number.
+    #[derive(Debug)]
+    struct Numbered(usize);
+
+    impl Deref for Numbered {
+        type Target = [u8];
+
+        fn deref(&self) -> &[u8] {
+            FILES[self.0].1.as_bytes()
+        }
+    }
+
+    fn find(path: &[u8]) -> Result<Numbered, ExecError> {
+        let found = FILES.iter().position(|(name, _)| name.as_bytes() == path);
+        Ok(Numbered(found.ok_or(PathError::NotFound)?))
     }
 
     #[test]
     fn five_scripts_may_run_each_other() {
         let resolved = |name: &str| {
             let (scripts, file) = resolve(find(name.as_bytes()).unwrap(), find);
+            let path = |script: &Numbered| Interpreter::of(script).unwrap().path.to_vec();
             let paths: Vec<String> =
-                scripts.iter().map(|named| String::from_utf8_lossy(named.path).to_string()).collect();
-            (paths.join(" "), file.map(|file| file.name).map_err(|error| error.errno()))
+                scripts.iter().map(|script| String::from_utf8_lossy(&path(script)).to_string()).collect();
+            (paths.join(" "), file.map(|file| FILES[file.0].0).map_err(|error| error.errno()))
         };
         assert_eq!(resolved("program"), (String::new(), Ok("program")));
         assert_eq!(resolved("2"), ("1 program".to_string(), Ok("program")));

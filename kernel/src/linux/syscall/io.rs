@@ -319,11 +319,7 @@ pub(super) fn newfstatat(call: &mut Syscall<'_>) -> Answer {
 }
 
 /// A path; none where there may be none and the address is null.
-pub(super) fn read_path_or_none(
-    call: &Syscall<'_>,
-    from: VirtAddr,
-    may_be_empty: bool,
-) -> Result<Option<Path>, Errno> {
+pub(super) fn read_path_or_none(call: &Syscall<'_>, from: VirtAddr, may_be_empty: bool) -> Result<Option<Path>, Errno> {
     if may_be_empty && from.0 == 0 { Ok(None) } else { read_path(call, from).map(Some) }
 }
 

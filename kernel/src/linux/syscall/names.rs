@@ -50,6 +50,7 @@ fn new_name(found: &Found<FileContents>, may_have_slash: bool) -> Result<(&FileN
         (_, Last::Name(_), None) if found.slash && !may_have_slash => Err(Errno::ENOENT),
         (Place::Node(directory), Last::Name(name), None) => Ok((directory, name)),
         (Place::Proc(_), Last::Name(_), None) => Err(Errno::ENOENT),
+        (_, Last::TooLong, _) => Err(Errno::ENAMETOOLONG),
         _ => Err(Errno::EEXIST),
     }
 }
@@ -108,6 +109,7 @@ pub(super) fn unlinkat(call: &mut Syscall<'_>) -> Answer {
     let found = walk(call, call.argument::<0>(), &path)?;
     match (&found.last, removal) {
         (Last::Name(_), _) => {}
+        (Last::TooLong, _) => return Err(Errno::ENAMETOOLONG),
         (_, Removal::File) => return Err(Errno::EISDIR),
         (Last::DotDot, _) => return Err(Errno::ENOTEMPTY),
         (Last::Dot, _) => return Err(Errno::EINVAL),
@@ -150,11 +152,18 @@ fn rename(call: &Syscall<'_>, renaming: Renaming) -> Answer {
     if is_in_tree(&from) != is_in_tree(&to) {
         return Err(Errno::EXDEV);
     }
-    if !matches!(from.last, Last::Name(_)) {
+    let is_name = |found: &Found<FileContents>| matches!(found.last, Last::Name(_) | Last::TooLong);
+    if !is_name(&from) {
         return Err(Errno::EBUSY);
     }
-    if !matches!(to.last, Last::Name(_)) {
+    if !is_name(&to) {
         return Err(if renaming == Renaming::NoReplace { Errno::EEXIST } else { Errno::EBUSY });
+    }
+    match (&from.last, &to.last) {
+        (Last::TooLong, _) => return Err(Errno::ENAMETOOLONG),
+        (_, Last::TooLong) if from.place.is_some() => return Err(Errno::ENAMETOOLONG),
+        (_, Last::TooLong) => return Err(Errno::ENOENT),
+        _ => {}
     }
     let (from, to) = (name_in(&from).ok_or(Errno::EPERM)?, name_in(&to).ok_or(Errno::EPERM)?);
     files::tree()?.rename(from, to, renaming).map(|()| 0)
@@ -269,9 +278,7 @@ pub(super) fn utimensat(call: &mut Syscall<'_>) -> Answer {
             *time = match nanoseconds {
                 UTIME_NOW => Some(now),
                 UTIME_OMIT => None,
-                0..=999_999_999 => {
-                    Some(Moment { seconds: seconds as i64, nanoseconds: nanoseconds as u32 })
-                }
+                0..=999_999_999 => Some(Moment { seconds: seconds as i64, nanoseconds: nanoseconds as u32 }),
                 _ => return Err(Errno::EINVAL),
             };
         }
@@ -305,6 +312,10 @@ pub(super) fn truncate(call: &mut Syscall<'_>) -> Answer {
     let size = u64::try_from(call.argument::<1>() as i64).map_err(|_| Errno::EINVAL)?;
     let path = read_path(call, call.address::<0>())?;
     let file = place_of(call, AT_FDCWD as u64, &path, false, Follow::Always)?;
+    if let Kind::Proc(_) = file.kind() {
+        // As on Linux, without an effect.
+        return Ok(0);
+    }
     let is_directory = file.directory().is_ok();
     let regular = file.regular().ok_or(if is_directory { Errno::EISDIR } else { Errno::EINVAL })?;
     resize(call, &regular, size)
