@@ -281,7 +281,7 @@ impl<C> Names<C> {
         // SAFETY: it was just found in the tree.
         let taken = unsafe { self.by_name.cursor_mut_from_ptr(found) }.remove()?;
         // SAFETY: what is in one tree is in the other.
-        drop(unsafe { self.by_place.cursor_mut_from_ptr(found) }.remove());
+        let _ = unsafe { self.by_place.cursor_mut_from_ptr(found) }.remove();
         // SAFETY: no tree has it any more, and the lock is held for writing.
         let taken = unsafe { PoolBox::from_ref(taken) };
         count(directory, -1, &taken.node, now);

@@ -69,6 +69,7 @@ pub enum Follow {
 
 /// The last name of a path.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(clippy::large_enum_variant, reason = "most are names, and one is on the stack at a time")]
 pub enum Last {
     /// A name.
     Name(heapless::Vec<u8, NAME>),

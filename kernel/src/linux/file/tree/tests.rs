@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use super::super::initrd::tests::{Bytes, tree};
 use super::*;
 use crate::mm::frame::tests::leaked;
+use crate::smp::{Cpu, CpuId};
 
 type Model = BTreeMap<(usize, u8), usize>;
 
@@ -241,7 +242,7 @@ fn a_chain_of_removed_directories_ends_without_recursion() {
 
 #[test]
 fn there_are_no_more_nodes_than_there_may_be() {
-    let pools = Box::leak(Box::new(Pools::<Bytes>::new(leaked(64))));
+    let pools = Box::leak(Box::new(Pools::<Bytes>::new(leaked(2))));
     let tree = Tree::new(pools, 3, Moment::default).unwrap();
     let make = || tree.node(NodeKind::Other, Attributes::new(0, Moment::default()));
     let (first, second) = (make().unwrap(), make().unwrap());
@@ -254,8 +255,11 @@ fn there_are_no_more_nodes_than_there_may_be() {
 #[test]
 fn a_call_without_memory_changes_nothing() {
     // With a few more frames at each time, as far as the call comes.
-    for frames in 0..40 {
-        let pools = Box::leak(Box::new(Pools::<Bytes>::new(leaked(frames))));
+    for frames in 0..12 {
+        let (all, cpu) = (leaked(2), Cpu::new(CpuId(0)));
+        let pools = Box::leak(Box::new(Pools::<Bytes>::new(all)));
+        let mut taken: Vec<_> = core::iter::from_fn(|| all.alloc(&cpu).ok()).collect();
+        taken.drain(..frames).for_each(|frame| all.free(&cpu, frame));
         let Ok(tree) = Tree::new(pools, 1000, Moment::default) else { continue };
         let attributes = Attributes::new(S_IFDIR, Moment::default());
         let mut made = 0;
@@ -268,9 +272,10 @@ fn a_call_without_memory_changes_nothing() {
             let name = [b'n', made as u8, (made >> 8) as u8];
             if let Err(error) = tree.link(tree.root(), &name, &node) {
                 assert_eq!((node.attributes().1, tree.root().attributes()), (0, before));
-                let at = |name| NameIn { directory: tree.root(), name, slash: false };
                 if made != 0 {
-                    assert_eq!(tree.rename(at(b"n\0\0"), at(b"x"), Renaming::Replace), Err(Errno::ENOMEM));
+                    let [old, new] =
+                        [b"n\0\0", b"xyz"].map(|name| NameIn { directory: tree.root(), name, slash: false });
+                    assert_eq!(tree.rename(old, new, Renaming::Replace), Err(Errno::ENOMEM));
                     assert!(tree.find(tree.root(), b"n\0\0").is_some());
                 }
                 break error;
