@@ -23,7 +23,7 @@ fn run(start: Start) -> u8 {
     equal("umask", call(UMASK, [0o022]), Ok(0o022));
     parts! { ()
         working_directories umasks what_is_removed_while_open directories_that_are_removed files_without_names
-        links_and_times listings pages_of_files written_programs
+        links_and_times listings pages_of_files as_much_as_there_is written_programs
     }
     shared_surroundings();
     tables::all(prints);
@@ -380,6 +380,29 @@ fn pages_of_files() {
     equal("seals", call(FCNTL, [file, F_GET_SEALS.into(), 0]), Ok(F_SEAL_SEAL.into()));
     (file..file + 3).for_each(close);
     equal("removed", unlink(c"f", 0), Ok(0));
+}
+
+/// Pages that a `statfs` has in all, and those that are free.
+fn room() -> [u64; 2] {
+    let mut words = [0_u64; 15];
+    equal("statfs", call(STATFS, [c".".as_ptr() as u64, words.as_mut_ptr() as u64]), Ok(0));
+    [words[2], words[3]]
+}
+
+/// Files have half of the memory and no more, and give it back.
+fn as_much_as_there_is() {
+    let ([all, free], file) = (room(), make(c"f"));
+    equal("more than all", call(FALLOCATE, [file, 0, 0, (all + 1) * PAGE]), Err(ENOSPC));
+    equal("nothing taken", (fstat(file).st_blocks, room()), (0, [all, free]));
+    equal("some", call(FALLOCATE, [file, 0, 0, 64 * PAGE]), Ok(0));
+    equal("taken", room(), [all, free - 64]);
+    equal("written", call(PWRITE64, [file, c"x".as_ptr() as u64, 1, 100 * PAGE]), Ok(1));
+    equal("taken", room(), [all, free - 65]);
+    equal("a hole", call(FALLOCATE, [file, PUNCH_HOLE.into(), 0, 10 * PAGE]), Ok(0));
+    equal("given back", room(), [all, free - 55]);
+    equal("without a name", (unlink(c"f", 0), room()), (Ok(0), [all, free - 55]));
+    close(file);
+    equal("given back", room(), [all, free]);
 }
 
 /// A program that was written, and a script that names it by a path that is not from the root.

@@ -71,8 +71,7 @@ impl FileContents {
         if let Some(object) = self.object.get() {
             return Ok(object);
         }
-        let size = self.bytes.len() as u64;
-        let new = kernel().spaces.create_object(this_cpu(), size, Some(self.bytes), Seals(F_SEAL_SEAL))?;
+        let new = kernel().spaces.create_limited(this_cpu(), self.bytes, Seals(F_SEAL_SEAL), files::limit())?;
         // Where another thread was faster, its object stays.
         Ok(self.object.call_once(|| new))
     }
@@ -80,10 +79,10 @@ impl FileContents {
     /// The pages, for writing: none of them can be had again.
     ///
     /// # Errors
-    /// `ENOMEM`.
+    /// `ENOSPC`, `ENOMEM`.
     pub fn to_write(&self) -> Result<&Counted<Object>, Errno> {
         let object = self.object()?;
-        object.keep_all(this_cpu())?;
+        object.keep_all(this_cpu()).map_err(errno)?;
         Ok(object)
     }
 }
@@ -101,6 +100,7 @@ pub const fn errno(error: ObjectError) -> Errno {
         ObjectError::TooLarge => Errno::EFBIG,
         ObjectError::Busy => Errno::EBUSY,
         ObjectError::Interrupted => Errno::EINTR,
+        ObjectError::NoRoom => Errno::ENOSPC,
         ObjectError::OutOfMemory => Errno::ENOMEM,
     }
 }
@@ -123,7 +123,7 @@ impl<'n> Regular<'n> {
     /// Writes bytes, the first of `all`, and none of them at `limit` or after it; returns where, and how many.
     ///
     /// # Errors
-    /// `EPERM`, `EFBIG`, `ENOMEM`.
+    /// `EPERM`, `EFBIG`, `ENOSPC`, `ENOMEM`.
     pub fn write(&self, at: WriteAt, bytes: &[u8], all: u64, limit: u64) -> Result<(u64, usize), Errno> {
         let written = self.contents.to_write()?.write(this_cpu(), at, bytes, all, limit).map_err(errno)?;
         self.note_change();
@@ -133,7 +133,7 @@ impl<'n> Regular<'n> {
     /// `ftruncate`.
     ///
     /// # Errors
-    /// `EPERM`, `EFBIG`, `ENOMEM`.
+    /// `EPERM`, `EFBIG`, `ENOSPC`, `ENOMEM`.
     pub fn truncate(&self, size: u64) -> Result<(), Errno> {
         self.contents.to_write()?.truncate(this_cpu(), size).map_err(errno)?;
         self.note_change();
@@ -143,7 +143,7 @@ impl<'n> Regular<'n> {
     /// `fallocate` without a mode.
     ///
     /// # Errors
-    /// `EPERM`, `EFBIG`, `ENOMEM`, `EINTR`.
+    /// `EPERM`, `EFBIG`, `ENOSPC`, `ENOMEM`, `EINTR`.
     pub fn allocate(&self, start: u64, end: u64, size: SizeChoice, is_killed: &dyn Fn() -> bool) -> Result<(), Errno> {
         self.contents.to_write()?.allocate(this_cpu(), start, end, size, is_killed).map_err(errno)?;
         self.note_change();

@@ -14,6 +14,7 @@ use crate::chip::timer::uptime_nanoseconds;
 use crate::kernel;
 use crate::linux::errno::Errno;
 use crate::mm::pool::PoolStats;
+use crate::mm::space::PageLimit;
 
 /// A node of the tree, or of a memory file.
 pub type FileNode = Node<FileContents>;
@@ -23,11 +24,17 @@ pub type FileNodeRef = NodeRef<FileContents>;
 pub type FilePlace = Place<FileContents>;
 
 static POOLS: Once<Pools<FileContents>> = Once::new();
+static LIMIT: Once<PageLimit> = Once::new();
 static TREE: Once<Tree<FileContents>> = Once::new();
 
 /// Where nodes and names are kept.
 pub fn pools() -> &'static Pools<FileContents> {
     POOLS.call_once(|| Pools::new(kernel().frames))
+}
+
+/// The pages of all files but memory files: as on Linux up to half of the frames.
+pub fn limit() -> &'static PageLimit {
+    LIMIT.call_once(|| PageLimit::new(kernel().frames.total() / 2))
 }
 
 /// Nodes, and names.

@@ -15,7 +15,6 @@ use super::io::{any_file, base_of, file, follow, place_of, read_path_or_none};
 use super::memory_file::resize;
 use super::process::read_path;
 use super::{Answer, Syscall, read_quads, write_quads};
-use crate::kernel;
 use crate::linux::errno::Errno;
 use crate::linux::file::contents::FileContents;
 use crate::linux::file::files::{self, FileNodeRef, FilePlace};
@@ -339,8 +338,9 @@ fn write_statfs(to: VirtAddr, file: &OpenFile) -> Answer {
     (words[1], words[8], words[9]) = (PAGE, NAME as u64, PAGE);
     if !is_proc {
         let (nodes, most) = files::tree()?.nodes();
-        let most_pages = kernel().frames.total() as u64 / 2;
-        (words[2], words[3], words[4]) = (most_pages, most_pages, most_pages);
+        let (taken, most_pages) = files::limit().pages();
+        let free = (most_pages - taken) as u64;
+        (words[2], words[3], words[4]) = (most_pages as u64, free, free);
         (words[5], words[6]) = (most as u64, most.saturating_sub(nodes) as u64);
     }
     write_quads(to, words).map(|()| 0)

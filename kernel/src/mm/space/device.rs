@@ -53,7 +53,7 @@ impl Spaces {
     /// # Errors
     /// [`OutOfMemory`].
     pub fn create_registers(&'static self, cpu: &Cpu, page: PhysAddr) -> Result<Counted<Object>, OutOfMemory> {
-        self.new_object(cpu, PAGE, None, Some(page), Seals(0))
+        self.new_object(cpu, PAGE, None, Some(page), Seals(0), None)
     }
 }
 

@@ -47,7 +47,7 @@ use crate::smp::Cpu;
 impl From<NoPage> for FaultError {
     fn from(error: NoPage) -> Self {
         match error {
-            NoPage::BehindTheEnd => Self::Unusable,
+            NoPage::BehindTheEnd | NoPage::NoRoom => Self::Unusable,
             NoPage::OutOfMemory => Self::OutOfMemory,
         }
     }

@@ -26,6 +26,7 @@ use intrusive_collections::{Bound, KeyAdapter, LinkedListAtomicLink, RBTree, Uns
 
 use super::cells::EntryCell;
 use super::family::{FamilyId, Origin};
+use super::shmem::file::ObjectError;
 use super::shmem::mappers::Mappers;
 use super::shmem::pages::{Arrival, Found, order};
 use super::spaces::{SpaceSource, Spaces};
@@ -78,6 +79,35 @@ impl Seals {
     }
 }
 
+/// How many pages some objects may have together.
+#[derive(Debug)]
+pub struct PageLimit {
+    taken: AtomicUsize,
+    most: usize,
+}
+
+impl PageLimit {
+    /// Up to `most`.
+    pub const fn new(most: usize) -> Self {
+        Self { taken: AtomicUsize::new(0), most }
+    }
+
+    /// Pages that there are, and that there may be.
+    pub fn pages(&self) -> (usize, usize) {
+        (self.taken.load(Ordering::Relaxed).min(self.most), self.most)
+    }
+
+    /// Relaxed, as what gives pages back: the count orders nothing.
+    fn take(&self, pages: usize) -> bool {
+        let more = |taken: usize| taken.checked_add(pages).filter(|&sum| sum <= self.most);
+        self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    fn give_back(&self, pages: usize) {
+        self.taken.fetch_sub(pages, Ordering::Relaxed);
+    }
+}
+
 /// Memory that several areas may map.
 pub struct Object {
     common: &'static Spaces,
@@ -94,6 +124,8 @@ pub struct Object {
     is_as_file: AtomicBool,
     /// The registers of a device, which are its one page. No frame is in its tree.
     registers: Option<PhysAddr>,
+    /// What its pages are counted in, if they are.
+    limit: Option<&'static PageLimit>,
     state: RwSem<Seals>,
     /// How many areas a program may write through, now or after a change of protection; -1 where there must be none.
     writers: AtomicI64,
@@ -127,7 +159,21 @@ impl Spaces {
         file: Option<&'static [u8]>,
         seals: Seals,
     ) -> Result<Counted<Object>, OutOfMemory> {
-        self.new_object(cpu, size, file, None, seals)
+        self.new_object(cpu, size, file, None, seals, None)
+    }
+
+    /// As [`Self::create_object`], of a file whose pages are counted.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn create_limited(
+        &'static self,
+        cpu: &Cpu,
+        file: &'static [u8],
+        seals: Seals,
+        limit: &'static PageLimit,
+    ) -> Result<Counted<Object>, OutOfMemory> {
+        self.new_object(cpu, file.len() as u64, Some(file), None, seals, Some(limit))
     }
 
     /// As [`Self::create_object`], perhaps of the registers of a device.
@@ -138,6 +184,7 @@ impl Spaces {
         file: Option<&'static [u8]>,
         registers: Option<PhysAddr>,
         seals: Seals,
+        limit: Option<&'static PageLimit>,
     ) -> Result<Counted<Object>, OutOfMemory> {
         let root = self.frames.alloc_zeroed(cpu)?;
         // Where there is no memory for the object, its drop frees the root.
@@ -155,6 +202,7 @@ impl Spaces {
                 file,
                 is_as_file: AtomicBool::new(true),
                 registers,
+                limit,
                 state: RwSem::new(rank::OBJECT, seals),
                 writers: AtomicI64::new(0),
                 mappers: RwSem::new(rank::MAPPERS, Mappers::NONE),
@@ -177,6 +225,8 @@ impl Spaces {
 pub(super) enum NoPage {
     /// The object ends before it.
     BehindTheEnd,
+    /// The objects that it is counted with have as many as they may.
+    NoRoom,
     OutOfMemory,
 }
 
@@ -231,8 +281,8 @@ impl Object {
     /// Gives all pages frames that they keep: from now on the object may be written, and is no more what its file is.
     ///
     /// # Errors
-    /// [`OutOfMemory`].
-    pub fn keep_all(&self, cpu: &Cpu) -> Result<(), OutOfMemory> {
+    /// [`ObjectError::OutOfMemory`], [`ObjectError::NoRoom`].
+    pub fn keep_all(&self, cpu: &Cpu) -> Result<(), ObjectError> {
         if !self.can_be_had_again() {
             return Ok(());
         }
@@ -269,12 +319,12 @@ impl Object {
     /// [`NoPage`].
     #[inline(always)]
     pub(super) fn frame(&self, cpu: &Cpu, page: u64) -> Result<Found<'_, Machine>, NoPage> {
-        if self.has_inside(page) { Ok(self.find_or_add(cpu, page, |_| {})?) } else { Err(NoPage::BehindTheEnd) }
+        if self.has_inside(page) { self.find_or_add(cpu, page, |_| {}) } else { Err(NoPage::BehindTheEnd) }
     }
 
     /// As [`Self::frame`], wherever the object ends. `fill` writes to the frame, of a new page before others find it.
     #[inline(always)]
-    fn find_or_add(&self, cpu: &Cpu, page: u64, fill: impl Fn(PhysAddr)) -> Result<Found<'_, Machine>, OutOfMemory> {
+    fn find_or_add(&self, cpu: &Cpu, page: u64, fill: impl Fn(PhysAddr)) -> Result<Found<'_, Machine>, NoPage> {
         let place = self.tables().cell(VirtAddr(page * PAGE));
         match place.and_then(|(_, cell)| Found::look_to_use(&self.common.mmu, cell)) {
             Some(found) => {
@@ -293,21 +343,42 @@ impl Object {
         page: u64,
         place: Option<(PhysAddr, &'a EntryCell)>,
         fill: impl Fn(PhysAddr),
-    ) -> Result<Found<'a, Machine>, OutOfMemory> {
+    ) -> Result<Found<'a, Machine>, NoPage> {
+        self.count(1)?;
         let make = || self.common.frames.alloc_movable_zeroed(cpu);
-        let ((table, cell), new) = match place {
-            Some(place) => (place, make()?),
-            None => self.ensure_cell(cpu, page, make)?,
+        let made = match place {
+            Some(place) => make().map(|new| (place, new)),
+            None => self.ensure_cell(cpu, page, make),
         };
+        let ((table, cell), new) = made.inspect_err(|_| self.give_back(1))?;
         self.begin(new, page);
         fill(new);
         let found = self.publish(cpu, table, cell, page, new);
         if found.frame() != new {
+            self.give_back(1);
             fill(found.frame());
         }
         // The page before a look at the size: a truncation that does not see the page has changed the size before.
         order();
         Ok(found)
+    }
+
+    /// Counts more pages, before they are taken.
+    #[inline(always)]
+    fn count(&self, pages: usize) -> Result<(), NoPage> {
+        if self.limit.is_none_or(|limit| limit.take(pages)) { Ok(()) } else { Err(NoPage::NoRoom) }
+    }
+
+    #[inline(always)]
+    fn give_back(&self, pages: usize) {
+        if let Some(limit) = self.limit {
+            limit.give_back(pages);
+        }
+    }
+
+    /// Whether its pages are counted: it has no blocks then, as on a Linux that mounts a tmpfs as it does by default.
+    fn is_limited(&self) -> bool {
+        self.limit.is_some()
     }
 
     /// The table and the entry of a page, which is linked if it is missing; and what `make` made.
@@ -460,7 +531,9 @@ impl Object {
         }
         self.note_frame(frame, page);
         self.note_place(table, page);
+        self.count(1).map_err(|_| OutOfMemory)?;
         if !pages::add_filled(mmu, cell, frame, arrival) {
+            self.give_back(1);
             return Err(FillError::Exists);
         }
         map();
@@ -496,6 +569,9 @@ impl Drop for Object {
         self.common.families.remove_object(self);
         if self.by_identity.is_linked() {
             self.common.files.write().remove(self);
+        }
+        if let Some(limit) = self.limit {
+            limit.give_back(self.pages());
         }
         // Drop has no argument for the CPU.
         let (cpu, tables) = (this_cpu(), PageTables::new(&self.common.mmu, self.root));

@@ -70,6 +70,8 @@ impl Snapshot {
             // There is room for all of them.
             let _ = accounts.push((what, how_many));
         };
+        // The first path makes the tree of files, which stays.
+        let _ = granule::linux::file::files::tree();
         let (heap, frames, pools) = (heap::kernel_heap().stats(), kernel.frames.stats(), process::pools());
         // Frames that the kernel keeps when their users go: tables, pools, the heap's pages.
         let programs = sched::kept_frames() + kernel.spaces.kept_frames();

@@ -19,7 +19,7 @@ use super::super::reclaim::Used;
 use super::super::used::{bits_of, for_each_used};
 use super::super::user::with_running_tlb;
 use super::super::zap::ZapFlags;
-use super::{LARGEST_OBJECT, Object, Seals, pages as entries};
+use super::{LARGEST_OBJECT, NoPage, Object, Seals, pages as entries};
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range as Change};
 use crate::mm::page_block::BLOCK_FRAMES;
@@ -42,9 +42,18 @@ pub enum ObjectError {
     /// A signal ends the program.
     #[error("a signal ends the program")]
     Interrupted,
+    /// It is counted with others, which have as many pages as they may.
+    #[error("the files have all the pages that they may have")]
+    NoRoom,
     /// There is no memory.
     #[error("out of memory")]
     OutOfMemory,
+}
+
+impl From<NoPage> for ObjectError {
+    fn from(error: NoPage) -> Self {
+        if error == NoPage::NoRoom { Self::NoRoom } else { Self::OutOfMemory }
+    }
 }
 
 impl From<OutOfMemory> for ObjectError {
@@ -238,7 +247,7 @@ impl Object {
     }
 
     /// Writes the first of `bytes`, up to the end of a page; returns how many.
-    fn write_in_page(&self, cpu: &Cpu, at: u64, bytes: &[u8]) -> Result<usize, OutOfMemory> {
+    fn write_in_page(&self, cpu: &Cpu, at: u64, bytes: &[u8]) -> Result<usize, NoPage> {
         let count = bytes.len().min((PAGE - at % PAGE) as usize);
         let end = at + count as u64;
         let page = at / PAGE;
@@ -326,7 +335,7 @@ impl Object {
     fn take_away(&self, cpu: &Cpu, pages: Range<u64>, flags: ZapFlags) {
         let taken = self.take(pages.clone());
         self.unmap_mapping_range(cpu, pages, Event::Clear, flags);
-        taken.free(cpu);
+        self.give_back(taken.free(cpu));
     }
 
     /// Moves what `page` has in `from` to `to`, or with [`BLOCK_FRAMES`] for `count` what that many pages have in a
@@ -476,7 +485,9 @@ impl Object {
             relax();
         }
         batch.flush();
-        taken.free(cpu)
+        let freed = taken.free(cpu);
+        self.give_back(freed);
+        freed
     }
 
     /// Gives the pages that have one of the bytes from `start` to `end` frames; with [`SizeChoice::Grow`] it makes the
@@ -507,6 +518,7 @@ impl Object {
         if missing > self.common.frames.total() as u64 {
             return Err(ObjectError::OutOfMemory);
         }
+        self.count(missing as usize)?;
         let mut spare = Chain::new(self);
         let result = self.fill_spare(cpu, &mut spare, wanted.clone(), missing, is_killed);
         if result == Err(ObjectError::OutOfMemory) {
@@ -533,7 +545,8 @@ impl Object {
                 self.size.store(end, Ordering::Relaxed);
             }
         }
-        spare.free(cpu);
+        let unused = spare.free(cpu);
+        self.give_back(if result.is_ok() { unused } else { missing as usize });
         result
     }
 
