@@ -38,13 +38,15 @@ struct World {
     nodes: Vec<NodeRef<Bytes>>,
     names: Model,
     gone: Vec<bool>,
+    /// Where a directory has its name, or had it.
+    above: Vec<usize>,
 }
 
 impl World {
     fn new() -> Self {
         let tree = tree();
         let nodes = Vec::from([tree.root().clone()]);
-        Self { tree, nodes, names: Model::new(), gone: Vec::from([false]) }
+        Self { tree, nodes, names: Model::new(), gone: Vec::from([false]), above: Vec::from([0]) }
     }
 
     fn is_directory(&self, node: usize) -> bool {
@@ -61,9 +63,9 @@ impl World {
         self.names.range((directory, 0)..=(directory, u8::MAX)).next().is_none()
     }
 
+    /// A directory that was removed is below those that it was below, as on Linux.
     fn is_below(&self, node: usize, above: usize) -> bool {
-        node == above
-            || self.names.iter().any(|(&(directory, _), &named)| named == node && self.is_below(directory, above))
+        node == above || node != 0 && self.is_below(self.above[node], above)
     }
 
     fn links(&self, node: usize) -> u32 {
@@ -96,6 +98,7 @@ impl World {
                     self.names.insert((at, name), self.nodes.len());
                     self.nodes.push(node);
                     self.gone.push(false);
+                    self.above.push(at);
                 }
             }
             Step::Link(at, name, node) => {
@@ -164,8 +167,12 @@ impl World {
         assert_eq!(self.tree.rename(at(from, &old_name), at(to, &new_name), renaming), expected, "{from:?} {to:?}");
         let Some(old) = old.filter(|_| expected.is_ok() && old != new) else { return };
         self.names.insert(to, old);
+        self.above[old] = to.0;
         match new {
-            Some(new) if exchanges => _ = self.names.insert(from, new),
+            Some(new) if exchanges => {
+                self.names.insert(from, new);
+                self.above[new] = from.0;
+            }
             _ => _ = self.names.remove(&from),
         }
         if let Some(new) = new.filter(|_| !exchanges) {
