@@ -79,7 +79,7 @@ impl FileContents {
     /// The pages, for writing: none of them can be had again.
     ///
     /// # Errors
-    /// `ENOSPC`, `ENOMEM`.
+    /// `ENOSPC`, `ENOMEM`; `EINTR`: the program ends.
     pub fn to_write(&self) -> Result<&Counted<Object>, Errno> {
         let object = self.object()?;
         object.keep_all(this_cpu()).map_err(errno)?;
@@ -135,7 +135,9 @@ impl<'n> Regular<'n> {
     /// # Errors
     /// `EPERM`, `EFBIG`, `ENOSPC`, `ENOMEM`.
     pub fn truncate(&self, size: u64) -> Result<(), Errno> {
-        self.contents.to_write()?.truncate(this_cpu(), size).map_err(errno)?;
+        // Nothing is kept of what becomes empty.
+        let object = if size == 0 { self.contents.object()? } else { self.contents.to_write()? };
+        object.truncate(this_cpu(), size).map_err(errno)?;
         self.note_change();
         Ok(())
     }
@@ -170,13 +172,16 @@ impl<'n> Regular<'n> {
         if seals & !ALL != 0 {
             return Err(Errno::EINVAL);
         }
-        let (Attributes { mode, .. }, _) = self.node.attributes();
-        self.contents.object()?.add_seals(seals, mode & 0o111 != 0).map_err(errno)
+        let is_executable = || self.node.attributes().0.mode & 0o111 != 0;
+        self.contents.object()?.add_seals(seals, is_executable).map_err(errno)
     }
 
-    /// Whether a seal keeps whether it may be executed.
-    pub fn is_sealed_in_mode(&self) -> bool {
-        self.contents.object.get().is_some_and(|object| object.seals().0 & F_SEAL_EXEC != 0)
+    /// Has `change` change the mode, with whether a seal keeps whether it may be executed.
+    pub fn with_mode<T>(&self, change: impl FnOnce(bool) -> T) -> T {
+        match self.contents.object.get() {
+            Some(object) => object.with_seals(|seals| change(seals.0 & F_SEAL_EXEC != 0)),
+            None => change(false),
+        }
     }
 
     /// `F_GET_SEALS`.

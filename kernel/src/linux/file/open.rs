@@ -223,11 +223,9 @@ fn open_unnamed(base: Option<FilePlace>, path: &[u8], flags: u32, mode: u32) -> 
 
 /// Prepares a regular file for what it is opened for.
 fn prepare(node: &FileNodeRef, contents: &FileContents, flags: u32) -> Result<(), Errno> {
-    if flags & O_ACCMODE != O_RDONLY {
-        contents.to_write()?;
-    }
     match Regular::of(node) {
         Some(file) if flags & O_TRUNC != 0 => file.truncate(0),
+        _ if flags & O_ACCMODE != O_RDONLY => contents.to_write().map(|_| ()),
         _ => Ok(()),
     }
 }
@@ -575,9 +573,10 @@ impl OpenFile {
         let bytes = bytes.min(most).min(self.size()?.saturating_sub(at));
         let regular = self.regular();
         let contents = regular.as_ref().map(Regular::contents);
-        Ok(match (contents.and_then(|file| file.written()), contents.and_then(|file| file.bytes())) {
-            (Some(object), _) => Contents::Object(object, at, bytes),
-            (None, Some(file)) => {
+        // In this order: what is not as in the initrd was written.
+        Ok(match contents.map(|file| (file.bytes(), file.written())) {
+            Some((None, Some(object))) => Contents::Object(object, at, bytes),
+            Some((Some(file), _)) => {
                 let rest = usize::try_from(at).ok().and_then(|at| file.get(at..)).unwrap_or_default();
                 Contents::Bytes(rest.get(..bytes as usize).unwrap_or(rest))
             }

@@ -218,16 +218,22 @@ fn change_mode(file: &OpenFile, mode: u32) -> Answer {
     if let NodeKind::Link(_) = node.kind {
         return Err(Errno::ENOTSUP);
     }
-    let (before, _) = node.attributes();
-    let is_sealed = file.regular().is_some_and(|file| file.is_sealed_in_mode());
-    if is_sealed && (before.mode ^ mode) & 0o111 != 0 {
-        return Err(Errno::EPERM);
+    let change = |is_sealed: bool| {
+        let mut answer = Ok(0);
+        node.change(|attributes| {
+            if is_sealed && (attributes.mode ^ mode) & 0o111 != 0 {
+                answer = Err(Errno::EPERM);
+                return;
+            }
+            attributes.mode = attributes.mode & S_IFMT | mode & PERMISSIONS;
+            attributes.changed = files::now();
+        });
+        answer
+    };
+    match file.regular() {
+        Some(file) => file.with_mode(change),
+        None => change(false),
     }
-    node.change(|attributes| {
-        attributes.mode = attributes.mode & S_IFMT | mode & PERMISSIONS;
-        attributes.changed = files::now();
-    });
-    Ok(0)
 }
 
 pub(super) fn fchown(call: &mut Syscall<'_>) -> Answer {

@@ -36,7 +36,7 @@ use super::userfault::FillError;
 use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
 use crate::mm::kernel::Machine;
-use crate::sched::{RwSem, relax};
+use crate::sched::{RwSem, enlarge_shortage, is_killed, relax};
 use crate::smp::{Cpu, this_cpu};
 use crate::sync::rank;
 
@@ -122,6 +122,8 @@ pub struct Object {
     file: Option<&'static [u8]>,
     /// Whether a page without a frame is as in `file`, which nothing has changed: see [`Self::keep_all`].
     is_as_file: AtomicBool,
+    /// How many new frames are being filled from `file`.
+    fills: AtomicUsize,
     /// The registers of a device, which are its one page. No frame is in its tree.
     registers: Option<PhysAddr>,
     /// What its pages are counted in, if they are.
@@ -201,6 +203,7 @@ impl Spaces {
                 size: AtomicU64::new(size.min(LARGEST_OBJECT)),
                 file,
                 is_as_file: AtomicBool::new(true),
+                fills: AtomicUsize::new(0),
                 registers,
                 limit,
                 state: RwSem::new(rank::OBJECT, seals),
@@ -274,26 +277,51 @@ impl Object {
 
     /// What pages without a frame hold.
     fn first_contents(&self) -> Option<&'static [u8]> {
-        // Relaxed: changed with `state` locked, when all of these pages have frames.
+        // Relaxed: changed with `state` locked, when all of these pages have frames. What fills a frame looks again.
         self.file.filter(|_| self.is_as_file.load(Ordering::Relaxed))
     }
 
     /// Gives all pages frames that they keep: from now on the object may be written, and is no more what its file is.
     ///
     /// # Errors
-    /// [`ObjectError::OutOfMemory`], [`ObjectError::NoRoom`].
+    /// [`ObjectError::OutOfMemory`], [`ObjectError::NoRoom`]; [`ObjectError::Interrupted`]: the program ends.
     pub fn keep_all(&self, cpu: &Cpu) -> Result<(), ObjectError> {
         if !self.can_be_had_again() {
             return Ok(());
         }
         // No page is given back on the way.
         let _state = self.state.write();
-        for page in 0..self.size().div_ceil(PAGE) {
-            self.find_or_add(cpu, page, |_| {})?;
+        // Another thread may have been faster, and the object may be longer since.
+        if !self.can_be_had_again() {
+            return Ok(());
+        }
+        let pages = self.size().div_ceil(PAGE);
+        for page in 0..pages {
+            if is_killed() {
+                return Err(ObjectError::Interrupted);
+            }
+            let kept = self.find_or_add(cpu, page, |_| {});
+            if kept.as_ref().err() == Some(&NoPage::OutOfMemory) {
+                // With one more frame it would fail again: those that it has can be taken away until it has all.
+                enlarge_shortage(cpu, pages as usize);
+            }
+            kept?;
             relax();
         }
-        self.is_as_file.store(false, Ordering::Relaxed);
+        self.end_first_contents();
         Ok(())
+    }
+
+    /// From now on pages without frames are zeros. The state is locked for writing, and each of the pages has a frame,
+    /// or is after the end.
+    fn end_first_contents(&self) {
+        // Sequentially consistent, both: what is being filled from the file is seen here, or sees that it must not be.
+        if self.is_as_file.swap(false, Ordering::SeqCst) {
+            // A fault, which does not sleep.
+            while self.fills.load(Ordering::SeqCst) != 0 {
+                relax();
+            }
+        }
     }
 
     /// Bytes in it.
@@ -351,9 +379,17 @@ impl Object {
             None => self.ensure_cell(cpu, page, make),
         };
         let ((table, cell), new) = made.inspect_err(|_| self.give_back(1))?;
+        let has_contents = self.can_be_had_again();
+        if has_contents {
+            self.fills.fetch_add(1, Ordering::SeqCst);
+        }
         self.begin(new, page);
         fill(new);
         let found = self.publish(cpu, table, cell, page, new);
+        if has_contents {
+            // The entry before the end of the fill.
+            self.fills.fetch_sub(1, Ordering::Release);
+        }
         if found.frame() != new {
             self.give_back(1);
             fill(found.frame());
@@ -395,7 +431,9 @@ impl Object {
     /// Gives the frame `new`, of zeros, what `page` has at first.
     fn begin(&self, new: PhysAddr, page: u64) {
         let first = usize::try_from(page * PAGE).unwrap_or(usize::MAX);
-        if let Some(contents) = self.first_contents().and_then(|contents| contents.get(first..)) {
+        // Sequentially consistent: see `end_first_contents`.
+        let contents = self.file.filter(|file| !file.is_empty() && self.is_as_file.load(Ordering::SeqCst));
+        if let Some(contents) = contents.and_then(|contents| contents.get(first..)) {
             let count = contents.len().min(PAGE as usize);
             let to = self.common.frames.linear().address(new).as_ptr::<u8>();
             // SAFETY: the linear map has the frame, writable, and the frame has no other user.

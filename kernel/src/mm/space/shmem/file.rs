@@ -149,20 +149,26 @@ impl<'o> Chain<'o> {
 impl Object {
     /// The seals of the file.
     pub fn seals(&self) -> Seals {
-        *self.state.read()
+        self.with_seals(|seals| seals)
     }
 
-    /// Adds seals, which stay for ever. `is_executable`: whether the file's mode allows execution.
+    /// Has `change` change what the seals, which stay as they are until it has ended, may forbid.
+    pub fn with_seals<T>(&self, change: impl FnOnce(Seals) -> T) -> T {
+        change(*self.state.read())
+    }
+
+    /// Adds seals, which stay for ever. `is_executable` returns whether the file's mode allows execution, which
+    /// [`Self::with_seals`] changes.
     ///
     /// # Errors
     /// [`ObjectError::Sealed`], [`ObjectError::Busy`]: an area has it that a program may write through. Nothing was
     /// changed.
-    pub fn add_seals(&self, mut seals: u32, is_executable: bool) -> Result<(), ObjectError> {
+    pub fn add_seals(&self, mut seals: u32, is_executable: impl FnOnce() -> bool) -> Result<(), ObjectError> {
         let mut state = self.state.write();
         if state.has(Seals::SEAL) {
             return Err(ObjectError::Sealed);
         }
-        if seals & Seals::EXEC != 0 && is_executable {
+        if seals & Seals::EXEC != 0 && is_executable() {
             seals |= Seals::SHRINK | Seals::GROW | Seals::WRITES;
         }
         if seals & Seals::WRITE != 0
@@ -265,7 +271,8 @@ impl Object {
         Ok(count)
     }
 
-    /// Makes it `size` bytes long. The bytes after that are gone, also from private mappings.
+    /// Makes it `size` bytes long. The bytes after that are gone, also from private mappings. Unless `size` is 0,
+    /// [`Self::keep_all`] comes first.
     ///
     /// # Errors
     /// [`ObjectError::Sealed`], [`ObjectError::TooLarge`]; nothing was changed.
@@ -279,6 +286,9 @@ impl Object {
             return Err(ObjectError::Sealed);
         }
         self.size.store(size, Ordering::Relaxed);
+        if size == 0 {
+            self.end_first_contents();
+        }
         if size <= before {
             // The size before a look at the pages: a call that adds one looks at the size after that.
             entries::order();

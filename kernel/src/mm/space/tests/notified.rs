@@ -491,12 +491,12 @@ fn shared_pages_are_invalidated_before_their_area_is_gone() {
     struct Sealing(Counted<Object>);
     impl Subscriber for Sealing {
         fn invalidate_secondary_tlbs(&self, _: VirtAddr, _: VirtAddr) {
-            assert_eq!(self.0.add_seals(Seals::WRITE, false), Err(ObjectError::Busy), "nothing is invalidated yet");
+            assert_eq!(self.0.add_seals(Seals::WRITE, || false), Err(ObjectError::Busy), "nothing is invalidated yet");
         }
     }
     let sealing = Subscription::new(stage.space.clone(), Sealing(object), 0).unwrap();
     stage.space.munmap(&stage.rig.cpu, start, PAGE).unwrap();
-    assert_eq!(sealing.0.add_seals(Seals::WRITE, false), Ok(()));
+    assert_eq!(sealing.0.add_seals(Seals::WRITE, || false), Ok(()));
 }
 
 #[test]

@@ -286,15 +286,15 @@ fn the_reverse_map_finds_each_area() {
 fn a_seal_of_writes_is_refused_while_an_area_may_be_written() {
     let mapped = Mapped::new(Sharing::Shared);
     let Mapped { rig, file, space } = &mapped;
-    assert_eq!(file.add_seals(Seals::WRITE, false), Err(ObjectError::Busy));
+    assert_eq!(file.add_seals(Seals::WRITE, || false), Err(ObjectError::Busy));
     let child = space.fork(&rig.cpu).unwrap();
     space.mprotect(START + PAGE, PAGE, Protection::READ).unwrap();
     space.munmap(&rig.cpu, START, PAGES * PAGE).unwrap();
-    assert_eq!(file.add_seals(Seals::WRITE, false), Err(ObjectError::Busy));
+    assert_eq!(file.add_seals(Seals::WRITE, || false), Err(ObjectError::Busy));
     child.munmap(&rig.cpu, START + PAGE, 2 * PAGE).unwrap();
-    assert_eq!(file.add_seals(Seals::WRITE, false), Err(ObjectError::Busy));
+    assert_eq!(file.add_seals(Seals::WRITE, || false), Err(ObjectError::Busy));
     drop(child);
-    assert_eq!(file.add_seals(Seals::WRITE, false), Ok(()));
+    assert_eq!(file.add_seals(Seals::WRITE, || false), Ok(()));
     let request = MapRequest { sharing: Sharing::Shared, ..private(1) };
     let terms = Terms { file: Some(MappedFile { object: file, first_page: 0, may_write: true }), ..Terms::NONE };
     assert_eq!(space.mmap_within(&rig.cpu, &request, &terms, &|| false), Err(SpaceError::NotPermitted));
