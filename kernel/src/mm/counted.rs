@@ -47,13 +47,18 @@ impl<T> Counted<T> {
         Ok(Self(made.into_raw()))
     }
 
+    /// Whether it has no other owner now.
+    pub fn is_alone(this: &Self) -> bool {
+        // Acquire: what others did with the object comes before.
+        // SAFETY: the object is there while an owner is counted.
+        unsafe { this.0.as_ref() }.owners.load(Ordering::Acquire) == 1
+    }
+
     /// The object, for its one owner; `None` where there are others.
     pub fn get_mut(this: &mut Self) -> Option<&mut T> {
-        // Acquire: what others did with the object comes before. Only an owner makes another, and this one is borrowed.
-        // SAFETY: the object is there while an owner is counted.
-        let is_alone = unsafe { this.0.as_ref() }.owners.load(Ordering::Acquire) == 1;
-        // SAFETY: as above, and no other owner has a reference.
-        if is_alone { Some(&mut unsafe { this.0.as_mut() }.object) } else { None }
+        // Only an owner makes another, and this one is borrowed.
+        // SAFETY: the object is there while an owner is counted, and no other owner has a reference.
+        if Self::is_alone(this) { Some(&mut unsafe { this.0.as_mut() }.object) } else { None }
     }
 
     /// This owner's share as a pointer, for [`Self::from_raw`].

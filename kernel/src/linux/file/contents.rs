@@ -17,7 +17,7 @@ use crate::chip::timer::uptime_nanoseconds;
 use crate::kernel;
 use crate::linux::errno::Errno;
 use crate::mm::counted::Counted;
-use crate::mm::space::{LARGEST_OBJECT, Object, ObjectError, Seals, SizeChoice, WriteAt};
+use crate::mm::space::{Footprint, LARGEST_OBJECT, Object, ObjectError, Seals, SizeChoice, Tally, WriteAt};
 use crate::smp::this_cpu;
 
 const _: () = assert!(
@@ -51,6 +51,11 @@ impl FileContents {
     pub fn pages(&self) -> u64 {
         self.written()
             .map_or((self.bytes.len() as u64).div_ceil(granule_arch::addr::PAGE), |object| object.pages() as u64)
+    }
+
+    /// The frames of its pages and of their tables, if it has an object that nothing else uses.
+    pub fn kept(&self) -> Option<Footprint> {
+        self.object.get().filter(|object| Counted::is_alone(object)).map(|object| object.footprint(Tally::begin()))
     }
 
     /// The pages, if the bytes are not those of the initrd.
@@ -211,7 +216,7 @@ pub fn create_memory_file(flags: u32) -> Result<FileRef, Errno> {
     let number = object.identity() as u64;
     let contents = FileContents { bytes: &[], object: Once::initialized(object) };
     let attributes = Attributes::new(mode, Moment::at(uptime_nanoseconds()));
-    let node = tree::node(files::pools(), (DEVICE, number), NodeKind::File(contents), attributes)?;
+    let node = tree::node(files::memory_files(), (DEVICE, number), NodeKind::File(contents), attributes)?;
     Ok(OpenFile::new(Kind::Node(node), O_RDWR | O_LARGEFILE)?)
 }
 

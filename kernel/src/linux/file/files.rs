@@ -24,12 +24,18 @@ pub type FileNodeRef = NodeRef<FileContents>;
 pub type FilePlace = Place<FileContents>;
 
 static POOLS: Once<Pools<FileContents>> = Once::new();
+static UNNAMED: Once<Pools<FileContents>> = Once::new();
 static LIMIT: Once<PageLimit> = Once::new();
 static TREE: Once<Tree<FileContents>> = Once::new();
 
 /// Where nodes and names are kept.
-pub fn pools() -> &'static Pools<FileContents> {
+fn pools() -> &'static Pools<FileContents> {
     POOLS.call_once(|| Pools::new(kernel().frames))
+}
+
+/// Where the nodes of memory files are kept, which the tree does not count.
+pub fn memory_files() -> &'static Pools<FileContents> {
+    UNNAMED.call_once(|| Pools::new(kernel().frames))
 }
 
 /// The pages of all files but memory files: as on Linux up to half of the frames.
@@ -37,10 +43,11 @@ pub fn limit() -> &'static PageLimit {
     LIMIT.call_once(|| PageLimit::new(kernel().frames.total() / 2))
 }
 
-/// Nodes, and names.
-pub fn pool_stats() -> [(&'static str, PoolStats); 2] {
-    let [nodes, names] = POOLS.get().map_or_else(Default::default, Pools::stats);
-    [("files", nodes), ("names of files", names)]
+/// Nodes, names, and memory files.
+pub fn pool_stats() -> [(&'static str, PoolStats); 3] {
+    let stats = |pools: &Once<Pools<FileContents>>| pools.get().map_or_else(Default::default, Pools::stats);
+    let ([nodes, names], [memory_files, _]) = (stats(&POOLS), stats(&UNNAMED));
+    [("files", nodes), ("names of files", names), ("memory files", memory_files)]
 }
 
 /// The time for files.

@@ -410,6 +410,11 @@ impl<C> Tree<C> {
         (self.pools.nodes.stats().objects, self.most)
     }
 
+    /// Has `visit` see the node of each name: a node as often as it has names.
+    pub fn for_each_name(&self, visit: impl FnMut(&NodeRef<C>)) {
+        self.names.read().by_place.iter().map(|name| &name.node).for_each(visit);
+    }
+
     /// The time by its clock.
     pub fn now(&self) -> Moment {
         (self.clock)()

@@ -3,6 +3,7 @@
 //! A test that passes and leaves an interrupt masked or a frame taken has broken every test after it, which would
 //! then fail far from the cause. The audit repairs the state that it can, so that the next test starts sound.
 
+use alloc::vec::Vec;
 use core::time::Duration;
 
 use granule::bootargs::{self, PARAMETERS, Parameter};
@@ -10,6 +11,8 @@ use granule::chip::message;
 use granule::chip::timer;
 use granule::devices::pci::{self, Function};
 use granule::devices::virtio::mmio::{self, Node};
+use granule::linux::file::files;
+use granule::linux::file::tree::NodeKind;
 use granule::linux::process;
 use granule::mm::heap;
 use granule::mm::kernel::{self, area::AreaKind};
@@ -43,6 +46,56 @@ static AUDIT: Parameter = Parameter {
 /// An account: what it counts, and how much of that there is.
 type Account = (&'static str, usize);
 
+/// What programs may leave behind: that which is in the tree of files by its name, and that nothing else uses.
+#[derive(Default)]
+struct InTree {
+    names: usize,
+    nodes: usize,
+    /// Targets of links, on the heap.
+    targets: usize,
+    objects: usize,
+    pages: usize,
+    /// Those pages, and their tables.
+    frames: usize,
+}
+
+impl InTree {
+    /// The first path makes the tree, which stays.
+    fn take() -> Self {
+        let (mut sum, mut linked) = (Self::default(), Vec::new());
+        let Ok(tree) = files::tree() else { return sum };
+        tree.for_each_name(|node| {
+            sum.names += 1;
+            if !node.is_directory() && node.attributes().1 > 1 {
+                // Of what has several names the first one counts.
+                if linked.contains(&node.number) {
+                    return;
+                }
+                linked.push(node.number);
+            }
+            sum.nodes += 1;
+            sum.targets += usize::from(matches!(node.kind, NodeKind::Link(_)));
+            if let NodeKind::File(contents) = &node.kind
+                && let Some(kept) = contents.kept()
+            {
+                sum.objects += 1;
+                sum.pages += kept.pages;
+                sum.frames += kept.pages + kept.tables;
+            }
+        });
+        sum
+    }
+
+    /// How many of the objects of a pool they are.
+    fn of_pool(&self, what: &str) -> usize {
+        match what {
+            "files" => self.nodes,
+            "names of files" => self.names,
+            _ => 0,
+        }
+    }
+}
+
 /// The accounts that must be the same before a test and after it.
 pub(crate) struct Snapshot {
     accounts: heapless::Vec<Account, 32>,
@@ -70,26 +123,29 @@ impl Snapshot {
             // There is room for all of them.
             let _ = accounts.push((what, how_many));
         };
-        // The first path makes the tree of files, which stays.
-        let _ = granule::linux::file::files::tree();
+        let tree = InTree::take();
         let (heap, frames, pools) = (heap::kernel_heap().stats(), kernel.frames.stats(), process::pools());
         // Frames that the kernel keeps when their users go: tables, pools, the heap's pages.
         let programs = sched::kept_frames() + kernel.spaces.kept_frames();
         let programs = programs + pools.iter().map(|(_, pool)| pool.frames).sum::<usize>();
         let devices = message::kept_frames() + iommu::kept_frames() + iommu::coherent_pages();
-        count("frames in use", frames.used - kernel.space.kept_frames() - devices - programs - heap.total / PAGE_SIZE);
+        count(
+            "frames in use",
+            frames.used - kernel.space.kept_frames() - devices - programs - heap.total / PAGE_SIZE - tree.frames,
+        );
         count("frees of frames refused", frames.refused as usize);
         // Which objects of the heap are sampled depends on the time.
         let guarded = heap::guarded::guarded_heap().stats().in_use;
-        count("objects on the heap", heap.allocations + usize::from(guarded));
+        count("objects on the heap", heap.allocations + usize::from(guarded) - tree.targets);
         count("vmalloc areas", areas);
         let [spaces, areas_of_spaces, objects] = kernel.spaces.counts();
         count("spaces", spaces);
         count("areas of spaces", areas_of_spaces);
-        count("shared objects", objects);
+        count("shared objects", objects - tree.objects);
+        count("pages of files that are in no file", files::limit().pages().0 - tree.pages);
         count("threads", sched::thread_count());
         count("numbers of processes and threads", process::tree::numbers_in_use());
-        pools.iter().for_each(|(what, pool)| count(what, pool.objects));
+        pools.iter().for_each(|(what, pool)| count(what, pool.objects - tree.of_pool(what)));
         count("CPUs", smp::online().iter().count());
         let mut devices = heapless::Vec::new();
         let mut count = |what, how_many| {

@@ -21,6 +21,7 @@ use spin::Once;
 
 use super::exec::Loaded;
 use super::state::{Handlers, ProcessState};
+use super::surroundings::OfProcess;
 use super::task::Task;
 use super::tree::{Number, PROCESSES, Parent, Process, Tree};
 use crate::kernel;
@@ -310,23 +311,26 @@ fn share_files(
 /// Gives a new thread its surroundings: none, where the caller has none and shares none.
 #[inline(always)]
 fn share_surroundings(task: &Task, request: &CloneRequest, new_task: &NewTask) -> Result<(), OutOfMemory> {
-    let is_plain = task.surroundings().is_none() && !request.has(CLONE_FS) && !request.has(CLONE_THREAD);
+    let is_plain = !task.has_surroundings() && !request.has(CLONE_FS) && !request.has(CLONE_THREAD);
     if is_plain { Ok(()) } else { give_surroundings(task, request, new_task) }
 }
 
 #[cold]
 #[inline(never)]
 fn give_surroundings(task: &Task, request: &CloneRequest, new_task: &NewTask) -> Result<(), OutOfMemory> {
-    let (place, own) = match (new_task.process.as_deref(), request.has(CLONE_FS)) {
-        (Some(process), true) => (&process.surroundings, task.own_surroundings()?.clone()),
-        (Some(process), false) => (&process.surroundings, task.own_surroundings()?.copy()?),
-        (None, true) => match task.apart.get() {
-            Some(apart) => (&new_task.task.apart, apart.clone()),
-            None => return Ok(()),
-        },
-        (None, false) => (&new_task.task.apart, task.own_surroundings()?.copy()?),
+    let shares = request.has(CLONE_FS);
+    if let Some(process) = new_task.process.as_deref() {
+        let own = task.own_surroundings()?;
+        let own = if shares { own } else { own.copy()? };
+        process.surroundings.call_once(|| OfProcess::new(own));
+        return Ok(());
+    }
+    let own = match task.apart.get() {
+        _ if !shares => task.own_surroundings()?.copy()?,
+        Some(apart) => apart.clone(),
+        None => return Ok(()),
     };
-    place.call_once(|| own);
+    new_task.task.apart.call_once(|| own);
     Ok(())
 }
 

@@ -47,6 +47,9 @@ pub fn leave(task: &Task) -> ! {
         let space = process.lock().space.take();
         drop(space);
         process.files.clear();
+        if let Some(surroundings) = process.surroundings.get() {
+            surroundings.leave();
+        }
         loop {
             let orphans = PROCESSES.lock().orphan_children(process);
             match orphans {

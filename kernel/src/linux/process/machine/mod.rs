@@ -55,9 +55,9 @@ pub fn start(path: &str, words: Words) -> Result<u32, ExecError> {
 }
 
 /// The pools of processes, tasks, open files and what else they have: for audits that count objects and frames by owner.
-pub fn pools() -> [(&'static str, crate::mm::pool::PoolStats); 12] {
+pub fn pools() -> [(&'static str, crate::mm::pool::PoolStats); 13] {
     let [files, tables] = crate::linux::file::open::pool_stats();
-    let [nodes, names] = crate::linux::file::files::pool_stats();
+    let [nodes, names, memory_files] = crate::linux::file::files::pool_stats();
     [
         files,
         tables,
@@ -71,5 +71,6 @@ pub fn pools() -> [(&'static str, crate::mm::pool::PoolStats); 12] {
         ("surroundings", surroundings::pool_stats()),
         nodes,
         names,
+        memory_files,
     ]
 }

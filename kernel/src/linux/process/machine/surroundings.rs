@@ -72,6 +72,27 @@ impl Surroundings {
     }
 }
 
+/// Those of a process, until it ends: one that waits to be collected is nowhere.
+pub struct OfProcess(IrqLock<Option<Counted<Surroundings>>, { rank::NODE }>);
+
+impl OfProcess {
+    /// These.
+    pub const fn new(own: Counted<Surroundings>) -> Self {
+        Self(IrqLock::new(Some(own)))
+    }
+
+    /// An owner's share of them.
+    pub fn get(&self) -> Option<Counted<Surroundings>> {
+        self.0.lock().clone()
+    }
+
+    /// The process has ended.
+    pub fn leave(&self) {
+        let before = self.0.lock().take();
+        drop(before);
+    }
+}
+
 /// Surroundings.
 pub fn pool_stats() -> PoolStats {
     POOL.get().map_or_else(PoolStats::default, Pool::stats)

@@ -12,7 +12,7 @@ use spin::Once;
 
 use super::clone::Vfork;
 use super::state::{ProcessState, Visit};
-use super::surroundings::Surroundings;
+use super::surroundings::{OfProcess, Surroundings};
 use super::tree::Process;
 use crate::kernel;
 use crate::linux::file::open::FileRef;
@@ -213,22 +213,28 @@ impl Task {
         self.own_files.get().map_or(&self.process.files, |files| files)
     }
 
+    /// Whether its surroundings are not the first ones.
+    #[inline(always)]
+    pub fn has_surroundings(&self) -> bool {
+        self.apart.get().is_some() || self.process.surroundings.get().is_some()
+    }
+
     /// Its surroundings, if they are not the first ones.
-    pub fn surroundings(&self) -> Option<&Counted<Surroundings>> {
-        self.apart.get().or_else(|| self.process.surroundings.get())
+    pub fn surroundings(&self) -> Option<Counted<Surroundings>> {
+        self.apart.get().cloned().or_else(|| self.process.surroundings.get()?.get())
     }
 
     /// Its surroundings, to be changed or shared.
     ///
     /// # Errors
     /// [`OutOfMemory`].
-    pub fn own_surroundings(&self) -> Result<&Counted<Surroundings>, OutOfMemory> {
+    pub fn own_surroundings(&self) -> Result<Counted<Surroundings>, OutOfMemory> {
         if let Some(own) = self.surroundings() {
             return Ok(own);
         }
         let new = Surroundings::new()?;
         // Where another thread was faster, its surroundings stay.
-        Ok(self.process.surroundings.call_once(|| new))
+        Ok(self.process.surroundings.call_once(|| OfProcess::new(new.clone())).get().unwrap_or(new))
     }
 
     /// Its thread.

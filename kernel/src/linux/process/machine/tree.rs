@@ -30,7 +30,7 @@ use spin::Once;
 
 use super::charge::Charges;
 use super::state::{ProcessState, Visit};
-use super::surroundings::Surroundings;
+use super::surroundings;
 use super::task::{self, Task};
 use crate::kernel;
 use crate::linux::errno::Errno;
@@ -88,7 +88,7 @@ pub struct Process {
     /// The descriptors of its threads, but of those that have their own.
     pub files: Files<FileRef>,
     /// Where it is, once that was changed or shared.
-    pub surroundings: Once<Counted<Surroundings>>,
+    pub surroundings: Once<surroundings::OfProcess>,
     /// Its limits.
     pub limits: Limits,
     /// Frames of its calls' lists.
