@@ -36,7 +36,7 @@ use super::userfault::FillError;
 use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
 use crate::mm::kernel::Machine;
-use crate::sched::{RwSem, enlarge_shortage, is_killed, relax};
+use crate::sched::{RwSem, enlarge_shortage, is_killed, relax, sleep_briefly};
 use crate::smp::{Cpu, this_cpu};
 use crate::sync::rank;
 
@@ -277,7 +277,7 @@ impl Object {
 
     /// What pages without a frame hold.
     fn first_contents(&self) -> Option<&'static [u8]> {
-        // Relaxed: changed with `state` locked, when all of these pages have frames. What fills a frame looks again.
+        // Relaxed: changed with `state` locked, when all of these pages have frames. A fill looks again.
         self.file.filter(|_| self.is_as_file.load(Ordering::Relaxed))
     }
 
@@ -296,31 +296,48 @@ impl Object {
             return Ok(());
         }
         let pages = self.size().div_ceil(PAGE);
+        self.count(pages as usize)?;
         for page in 0..pages {
-            if is_killed() {
-                return Err(ObjectError::Interrupted);
-            }
-            let kept = self.find_or_add(cpu, page, |_| {});
-            if kept.as_ref().err() == Some(&NoPage::OutOfMemory) {
+            let kept = self.find_or_add(cpu, page, |_| {}).map(drop);
+            if kept == Err(NoPage::OutOfMemory) {
                 // With one more frame it would fail again: those that it has can be taken away until it has all.
                 enlarge_shortage(cpu, pages as usize);
             }
-            kept?;
+            let kept = if is_killed() { Err(ObjectError::Interrupted) } else { kept.map_err(ObjectError::from) };
+            kept.inspect_err(|_| self.give_back(pages as usize))?;
             relax();
         }
-        self.end_first_contents();
+        self.is_as_file.store(false, Ordering::SeqCst);
+        self.wait_for_fills();
         Ok(())
     }
 
-    /// From now on pages without frames are zeros. The state is locked for writing, and each of the pages has a frame,
-    /// or is after the end.
-    fn end_first_contents(&self) {
-        // Sequentially consistent, both: what is being filled from the file is seen here, or sees that it must not be.
-        if self.is_as_file.swap(false, Ordering::SeqCst) {
-            // A fault, which does not sleep.
-            while self.fills.load(Ordering::SeqCst) != 0 {
-                relax();
-            }
+    /// A page is to get a frame: whether with the contents of the file, which stay until [`Self::end_fill`].
+    fn begin_fill(&self) -> bool {
+        if !self.can_be_had_again() {
+            return false;
+        }
+        // Sequentially consistent, as the looks and stores of what waits: it sees the fill, or the fill sees what it
+        // has stored.
+        self.fills.fetch_add(1, Ordering::SeqCst);
+        let is_as_file = self.is_as_file.load(Ordering::SeqCst);
+        if !is_as_file {
+            self.end_fill();
+        }
+        is_as_file
+    }
+
+    fn end_fill(&self) {
+        // The frame is in the object before.
+        self.fills.fetch_sub(1, Ordering::Release);
+    }
+
+    /// Waits until nothing is filled from the file that has not seen what the caller has stored. Faults, of which a fill
+    /// is a part, do not sleep. The state is locked for writing.
+    fn wait_for_fills(&self) {
+        order();
+        while self.fills.load(Ordering::SeqCst) != 0 {
+            sleep_briefly();
         }
     }
 
@@ -372,26 +389,35 @@ impl Object {
         place: Option<(PhysAddr, &'a EntryCell)>,
         fill: impl Fn(PhysAddr),
     ) -> Result<Found<'a, Machine>, NoPage> {
-        self.count(1)?;
+        // A page that can be had again counts for no one.
+        let is_fill = self.begin_fill();
+        let undo = || if is_fill { self.end_fill() } else { self.give_back(1) };
+        if is_fill {
+            order();
+            if !self.has_inside(page) {
+                self.end_fill();
+                return Err(NoPage::BehindTheEnd);
+            }
+        } else {
+            self.count(1)?;
+        }
         let make = || self.common.frames.alloc_movable_zeroed(cpu);
         let made = match place {
             Some(place) => make().map(|new| (place, new)),
             None => self.ensure_cell(cpu, page, make),
         };
-        let ((table, cell), new) = made.inspect_err(|_| self.give_back(1))?;
-        let has_contents = self.can_be_had_again();
-        if has_contents {
-            self.fills.fetch_add(1, Ordering::SeqCst);
+        let ((table, cell), new) = made.inspect_err(|_| undo())?;
+        if is_fill {
+            self.copy_first_contents(new, page);
         }
-        self.begin(new, page);
+        self.note_frame(new, page);
         fill(new);
         let found = self.publish(cpu, table, cell, page, new);
-        if has_contents {
-            // The entry before the end of the fill.
-            self.fills.fetch_sub(1, Ordering::Release);
+        let is_lost = found.frame() != new;
+        if is_fill || is_lost {
+            undo();
         }
-        if found.frame() != new {
-            self.give_back(1);
+        if is_lost {
             fill(found.frame());
         }
         // The page before a look at the size: a truncation that does not see the page has changed the size before.
@@ -428,18 +454,15 @@ impl Object {
         self.tables().ensure_cell(VirtAddr(page * PAGE), &mut source, make)
     }
 
-    /// Gives the frame `new`, of zeros, what `page` has at first.
-    fn begin(&self, new: PhysAddr, page: u64) {
+    /// Gives the frame `new`, of zeros, what `page` has in the file.
+    #[cold]
+    fn copy_first_contents(&self, new: PhysAddr, page: u64) {
         let first = usize::try_from(page * PAGE).unwrap_or(usize::MAX);
-        // Sequentially consistent: see `end_first_contents`.
-        let contents = self.file.filter(|file| !file.is_empty() && self.is_as_file.load(Ordering::SeqCst));
-        if let Some(contents) = contents.and_then(|contents| contents.get(first..)) {
-            let count = contents.len().min(PAGE as usize);
-            let to = self.common.frames.linear().address(new).as_ptr::<u8>();
-            // SAFETY: the linear map has the frame, writable, and the frame has no other user.
-            unsafe { to.copy_from_nonoverlapping(contents.as_ptr(), count) };
-        }
-        self.note_frame(new, page);
+        let Some(contents) = self.file.and_then(|contents| contents.get(first..)) else { return };
+        let count = contents.len().min(PAGE as usize);
+        let to = self.common.frames.linear().address(new).as_ptr::<u8>();
+        // SAFETY: the linear map has the frame, writable, and the frame has no other user.
+        unsafe { to.copy_from_nonoverlapping(contents.as_ptr(), count) };
     }
 
     /// Notes whose frame `new` is, before it is published.
@@ -608,8 +631,8 @@ impl Drop for Object {
         if self.by_identity.is_linked() {
             self.common.files.write().remove(self);
         }
-        if let Some(limit) = self.limit {
-            limit.give_back(self.pages());
+        if self.is_limited() && !self.can_be_had_again() {
+            self.give_back(self.pages());
         }
         // Drop has no argument for the CPU.
         let (cpu, tables) = (this_cpu(), PageTables::new(&self.common.mmu, self.root));

@@ -54,8 +54,9 @@ struct InTree {
     /// Targets of links, on the heap.
     targets: usize,
     objects: usize,
+    /// Of those that were written.
     pages: usize,
-    /// Those pages, and their tables.
+    /// Pages, those that can be had again too, and their tables.
     frames: usize,
 }
 
@@ -79,7 +80,7 @@ impl InTree {
                 && let Some(kept) = contents.kept()
             {
                 sum.objects += 1;
-                sum.pages += kept.pages;
+                sum.pages += if contents.written().is_some() { kept.pages } else { 0 };
                 sum.frames += kept.pages + kept.tables;
             }
         });

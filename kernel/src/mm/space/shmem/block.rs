@@ -80,7 +80,7 @@ impl Object {
         let cells = self.tables().cells(VirtAddr(first * PAGE), BLOCK_FRAMES).map_or(&[][..], |found| found.cells);
         for (index, cell) in (0..).zip(cells) {
             let frame = block + index * PAGE;
-            self.begin(frame, first + index);
+            self.note_frame(frame, first + index);
             // Where another CPU was faster, the frame is freed.
             self.publish(cpu, table, cell, first + index, frame);
         }

@@ -286,13 +286,14 @@ impl Object {
             return Err(ObjectError::Sealed);
         }
         self.size.store(size, Ordering::Relaxed);
-        if size == 0 {
-            self.end_first_contents();
-        }
         if size <= before {
             // The size before a look at the pages: a call that adds one looks at the size after that.
-            entries::order();
+            self.wait_for_fills();
             self.take_away(cpu, size.div_ceil(PAGE)..LARGEST_OBJECT / PAGE, ZapFlags::DISCARD);
+            // Only after the last page of the file was taken do pages count.
+            if size == 0 {
+                self.is_as_file.store(false, Ordering::SeqCst);
+            }
             self.clear(size..size.next_multiple_of(PAGE));
         }
         Ok(())
@@ -345,7 +346,10 @@ impl Object {
     fn take_away(&self, cpu: &Cpu, pages: Range<u64>, flags: ZapFlags) {
         let taken = self.take(pages.clone());
         self.unmap_mapping_range(cpu, pages, Event::Clear, flags);
-        self.give_back(taken.free(cpu));
+        let freed = taken.free(cpu);
+        if !self.can_be_had_again() {
+            self.give_back(freed);
+        }
     }
 
     /// Moves what `page` has in `from` to `to`, or with [`BLOCK_FRAMES`] for `count` what that many pages have in a
@@ -495,9 +499,7 @@ impl Object {
             relax();
         }
         batch.flush();
-        let freed = taken.free(cpu);
-        self.give_back(freed);
-        freed
+        taken.free(cpu)
     }
 
     /// Gives the pages that have one of the bytes from `start` to `end` frames; with [`SizeChoice::Grow`] it makes the
@@ -540,7 +542,7 @@ impl Object {
                 let Some((table, cell)) = self.tables().cell(VirtAddr(page * PAGE)) else { break };
                 if self.common.mmu.load(cell) == Descriptor::EMPTY {
                     let Some(new) = spare.pop() else { break };
-                    self.begin(new, page);
+                    self.note_frame(new, page);
                     self.note_place(table, page);
                     if !entries::add_spare(&self.common.mmu, cell, new) {
                         spare.push(new);

@@ -14,8 +14,8 @@ use super::*;
 use crate::mm::counted::Counted;
 use crate::mm::kernel::record::{at_each, record};
 use crate::mm::space::{
-    Aged, AreaAdvice, Commitment, Locking, Made, MappedFile, Move, Object, Remap, Seals, Settings, SpaceLimits, Terms,
-    Used,
+    Aged, AreaAdvice, Commitment, Locking, Made, MappedFile, Move, Object, ObjectError, PageLimit, Remap, Seals,
+    Settings, SpaceLimits, Terms, Used, WriteAt,
 };
 
 const START: VirtAddr = VirtAddr(0x10_0000_0000);
@@ -39,6 +39,12 @@ impl Mapped {
     }
 
     fn on(rig: &'static Rig, sharing: Sharing, pages: u64) -> Self {
+        let mapped = Self::untouched(rig, sharing, pages);
+        mapped.read(&mapped.space, pages);
+        mapped
+    }
+
+    fn untouched(rig: &'static Rig, sharing: Sharing, pages: u64) -> Self {
         let mut contents = std::vec![0; (pages * PAGE) as usize];
         (0..pages).for_each(|page| contents[(page * PAGE) as usize] = page as u8 + 1);
         let contents: &'static [u8] = Box::leak(contents.into_boxed_slice());
@@ -47,7 +53,6 @@ impl Mapped {
         let space = rig.space();
         let mapped = Self { rig, file, space };
         mapped.map(&mapped.space, sharing, pages);
-        mapped.read(&mapped.space, pages);
         mapped
     }
 
@@ -261,6 +266,105 @@ fn reclaim_comes_at_any_step_of_others() {
     let others = [READ, WRITE, POPULATE, DISCARD, GUARD, PROTECT, FORK, MOVE];
     let moments: usize = others.map(|work| each_moment(work, RECLAIM)).iter().sum();
     assert!(moments > 100, "{moments} moments");
+}
+
+/// Has a fault of the first page meet `change` at each pair of moments; what the file has then is `expected`, and is what
+/// is read.
+#[track_caller]
+fn each_fault_meets(change: fn(&Mapped), expected: impl Fn(u64) -> Option<u8>) {
+    let rig: &'static Rig = Box::leak(Box::new(Rig::new(2)));
+    for sharing in [Sharing::Shared, Sharing::Private] {
+        at_each_pair(
+            || {
+                let mapped = Mapped::untouched(rig, sharing, PAGES);
+                (mapped.space.clone(), mapped)
+            },
+            |space, cpu| _ = handle_fault(space, cpu, START, Access::Read),
+            |_, mapped| change(mapped),
+            |(), space, mapped| {
+                assert!(!mapped.file.can_be_had_again());
+                for page in 0..PAGES {
+                    let mut byte = [0];
+                    let read = mapped.file.read(page * PAGE, &mut byte);
+                    assert_eq!((read == 1).then_some(byte[0]), expected(page), "{sharing:?}, page {page}");
+                    match expected(page) {
+                        Some(expected) => assert_eq!(rig.read(space, at(page)), expected, "{sharing:?}, page {page}"),
+                        None => assert!(handle_fault(space, &rig.cpu, at(page), Access::Read).is_err()),
+                    }
+                }
+            },
+        );
+        assert_eq!(rig.spaces.counts(), [0; 3]);
+    }
+}
+
+/// A frame that a fault has filled with what the file had is not in a hole that came after.
+#[test]
+fn old_contents_do_not_come_back_in_a_hole() {
+    let change = |mapped: &Mapped| {
+        let (file, cpu) = (&mapped.file, &mapped.rig.cpu);
+        file.keep_all(cpu).unwrap();
+        file.punch_hole(cpu, 0, PAGE).unwrap();
+    };
+    each_fault_meets(change, |page| Some(if page == 0 { 0 } else { page as u8 + 1 }));
+}
+
+/// What becomes empty needs no copy, and is zeros where it grows again.
+#[test]
+fn old_contents_do_not_come_back_where_a_file_was_empty() {
+    let empty = |mapped: &Mapped| mapped.file.truncate(&mapped.rig.cpu, 0).unwrap();
+    each_fault_meets(empty, |_| None);
+    let longer = |mapped: &Mapped| {
+        let (file, cpu) = (&mapped.file, &mapped.rig.cpu);
+        file.truncate(cpu, 0).unwrap();
+        file.truncate(cpu, PAGES * PAGE).unwrap();
+    };
+    each_fault_meets(longer, |_| Some(0));
+}
+
+/// A thread that has waited for another that did the same does nothing, however long the file is then.
+#[test]
+fn the_pages_of_a_file_are_made_once() {
+    let rig: &'static Rig = Box::leak(Box::new(Rig::new(2)));
+    for mth in 0..20 {
+        let mapped = Mapped::untouched(rig, Sharing::Shared, PAGES);
+        let Mapped { file, space, .. } = &mapped;
+        let grow = |_: &Space, cpu: &Cpu| {
+            file.keep_all(cpu).unwrap();
+            file.truncate(cpu, 1 << 47).unwrap();
+        };
+        let (kept, ..) = interleave(space, (grow, mth), (|| file.keep_all(&rig.cpu), 0));
+        assert_eq!((kept, file.pages(), file.size()), (Ok(()), PAGES as usize, 1 << 47));
+        mapped.end();
+    }
+}
+
+/// Pages that can be had again count for no one; all count from when they are kept, as far as there may be so many.
+#[test]
+fn pages_count_from_when_they_are_kept() {
+    let rig: &'static Rig = Box::leak(Box::new(Rig::new(2)));
+    let limit: &'static PageLimit = Box::leak(Box::new(PageLimit::new(PAGES as usize + 1)));
+    let contents: &'static [u8] = Box::leak(std::vec![1; (PAGES * PAGE) as usize].into_boxed_slice());
+    let file = || rig.spaces.create_limited(&rig.cpu, contents, Seals(0), limit).unwrap();
+    let (first, second) = (file(), file());
+    let counted = |expected: u64| assert_eq!(limit.pages().0 as u64, expected);
+    (0..PAGES).for_each(|page| [&first, &second].iter().for_each(|file| _ = file.frame(&rig.cpu, page).unwrap()));
+    counted(0);
+    assert_eq!(first.reclaim(&rig.cpu, 0..1, Used::Age), 1);
+    first.keep_all(&rig.cpu).unwrap();
+    counted(PAGES);
+    assert_eq!(second.keep_all(&rig.cpu), Err(ObjectError::NoRoom));
+    counted(PAGES);
+    second.truncate(&rig.cpu, 0).unwrap();
+    counted(PAGES);
+    assert_eq!(second.write(&rig.cpu, WriteAt::Byte(0), &[1], 1, u64::MAX), Ok((0, 1)));
+    counted(PAGES + 1);
+    assert_eq!(second.write(&rig.cpu, WriteAt::Byte(PAGE), &[1], 1, u64::MAX), Err(ObjectError::NoRoom));
+    first.punch_hole(&rig.cpu, 0, PAGE).unwrap();
+    counted(PAGES);
+    drop((first, second));
+    counted(0);
+    assert_eq!(rig.used(), 0);
 }
 
 /// Pages of all kinds become old, and no others; for the pages of an area there is one wait.
