@@ -389,7 +389,7 @@ impl Object {
         place: Option<(PhysAddr, &'a EntryCell)>,
         fill: impl Fn(PhysAddr),
     ) -> Result<Found<'a, Machine>, NoPage> {
-        // A page that can be had again counts for no one.
+        // A page that can be had again counts for nothing.
         let is_fill = self.begin_fill();
         let undo = || if is_fill { self.end_fill() } else { self.give_back(1) };
         if is_fill {

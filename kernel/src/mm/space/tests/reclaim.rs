@@ -309,7 +309,7 @@ fn old_contents_do_not_come_back_in_a_hole() {
     each_fault_meets(change, |page| Some(if page == 0 { 0 } else { page as u8 + 1 }));
 }
 
-/// What becomes empty needs no copy, and is zeros where it grows again.
+/// A file that becomes empty needs no copy, and is zeros where it grows again.
 #[test]
 fn old_contents_do_not_come_back_where_a_file_was_empty() {
     let empty = |mapped: &Mapped| mapped.file.truncate(&mapped.rig.cpu, 0).unwrap();
@@ -339,7 +339,7 @@ fn the_pages_of_a_file_are_made_once() {
     }
 }
 
-/// Pages that can be had again count for no one; all count from when they are kept, as far as there may be so many.
+/// Pages that can be had again count for nothing; all count from when they are kept, as far as there may be so many.
 #[test]
 fn pages_count_from_when_they_are_kept() {
     let rig: &'static Rig = Box::leak(Box::new(Rig::new(2)));
