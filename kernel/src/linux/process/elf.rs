@@ -5,8 +5,9 @@
 //! the crate `elf` reads the format.
 //!
 //! As on Linux there may be as many segments as the longest table of program headers has, so they are read from there
-//! when they are mapped, and not kept.
+//! when they are mapped. Of the file that table alone is kept: it may be longer than memory.
 
+use alloc::vec::Vec;
 use core::ops::Range;
 
 use elf::abi::{
@@ -20,6 +21,7 @@ use elf::segment::{ProgramHeader, SegmentTable};
 use granule_arch::addr::PAGE;
 use thiserror::Error;
 
+use crate::bytes;
 use crate::sched::relax;
 
 /// Bytes of the longest table of program headers, as on Linux.
@@ -73,6 +75,29 @@ pub enum ProgramError {
     /// The entry is in no segment that may be executed.
     #[error("the entry {0:#x} is not in code")]
     BadEntry(u64),
+    /// There is no memory for its headers.
+    #[error("no memory for its program headers")]
+    OutOfMemory,
+}
+
+/// A file that may be a program.
+pub trait ProgramFile {
+    /// Its bytes.
+    fn size(&self) -> u64;
+
+    /// Fills `to` with the bytes from `offset` on; `None` where it has not as many.
+    fn read(&self, offset: u64, to: &mut [u8]) -> Option<()>;
+}
+
+impl<T: AsRef<[u8]> + ?Sized> ProgramFile for T {
+    fn size(&self) -> u64 {
+        self.as_ref().len() as u64
+    }
+
+    fn read(&self, offset: u64, to: &mut [u8]) -> Option<()> {
+        to.copy_from_slice(self.as_ref().get(usize::try_from(offset).ok()?..)?.get(..to.len())?);
+        Some(())
+    }
 }
 
 /// The addresses of a program.
@@ -95,21 +120,22 @@ pub struct SegmentAccess {
     pub execute: bool,
 }
 
-/// A segment to load: whole pages from `start` to `end`, where `contents` are at `address` and the rest is zero.
+/// A segment to load: whole pages from `start` to `end`, where its contents are at `address` and the rest is zero.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ElfSegment<'a> {
+pub struct ElfSegment {
     /// Its first byte.
     pub address: u64,
-    /// Its contents in the file, and their address.
-    pub contents: &'a [u8],
-    offset: u64,
+    /// Where its contents are in the file.
+    pub offset: u64,
+    /// Bytes of them.
+    pub in_file: u64,
     /// Its bytes in memory.
     pub size: u64,
     /// Its permissions.
     pub access: SegmentAccess,
 }
 
-impl ElfSegment<'_> {
+impl ElfSegment {
     /// Its first page's address.
     pub const fn start(&self) -> u64 {
         self.address & !(PAGE - 1)
@@ -122,14 +148,16 @@ impl ElfSegment<'_> {
 }
 
 /// A program: its segments can be mapped as they are, in order, below `limit`.
-#[derive(Clone, Debug)]
-pub struct Program<'a> {
+#[derive(Debug)]
+pub struct Program {
     /// Its entry.
     pub entry: u64,
     /// Its addresses.
     pub position: Position,
-    file: &'a [u8],
-    table: SegmentTable<'a, LittleEndian>,
+    /// The bytes of the file.
+    size: u64,
+    /// Its program headers.
+    table: Vec<u8>,
     limit: u64,
     /// The last header of properties.
     properties: Option<ProgramHeader>,
@@ -148,14 +176,16 @@ pub struct Program<'a> {
     pub is_guarded: bool,
 }
 
-impl<'a> Program<'a> {
+impl Program {
     /// Reads a file, for addresses below `limit`.
     ///
     /// # Errors
     /// The file's first defect.
     #[inline(never)]
-    pub fn parse(file: &'a [u8], limit: u64) -> Result<Self, ProgramError> {
-        let ident = file.get(..IDENT).ok_or(ProgramError::NotElf)?;
+    pub fn parse<F: ProgramFile + ?Sized>(file: &F, limit: u64) -> Result<Self, ProgramError> {
+        let mut bytes = [0; FILE_HEADER];
+        file.read(0, &mut bytes).ok_or(ProgramError::NotElf)?;
+        let (ident, tail) = bytes.split_at_checked(IDENT).ok_or(ProgramError::NotElf)?;
         if !ident.starts_with(b"\x7fELF") {
             return Err(ProgramError::NotElf);
         }
@@ -163,7 +193,6 @@ impl<'a> Program<'a> {
         if ident.1 != Class::ELF64 {
             return Err(ProgramError::OtherMachine);
         }
-        let tail = file.get(IDENT..FILE_HEADER).ok_or(ProgramError::NotElf)?;
         let header = FileHeader::parse_tail(ident, tail).map_err(|_| ProgramError::NotElf)?;
         if header.e_machine != EM_AARCH64 {
             return Err(ProgramError::OtherMachine);
@@ -173,12 +202,11 @@ impl<'a> Program<'a> {
             ET_DYN => Position::Anywhere,
             other => return Err(ProgramError::NotExecutable(other)),
         };
-        let table = program_headers(&header, file)?;
         let mut program = Self {
             entry: header.e_entry,
             position,
-            file,
-            table,
+            size: file.size(),
+            table: read_table(&header, file)?,
             limit,
             properties: None,
             pages: 0..0,
@@ -188,8 +216,9 @@ impl<'a> Program<'a> {
             executable_stack: false,
             is_guarded: false,
         };
-        for header in table.iter() {
+        for index in 0..program.table().len() {
             relax();
+            let header = program.table().get(index).map_err(|_| ProgramError::BadHeaders)?;
             program.add(&header)?;
         }
         program.check()?;
@@ -199,14 +228,17 @@ impl<'a> Program<'a> {
     }
 
     /// The segments to load, by address; at least one.
-    pub fn segments(&self) -> impl Iterator<Item = ElfSegment<'a>> {
-        let (file, limit) = (self.file, self.limit);
+    pub fn segments(&self) -> impl Iterator<Item = ElfSegment> {
         // Each was read before without an error.
-        let segment = move |header: ProgramHeader| {
+        let segment = |header: ProgramHeader| {
             relax();
-            load(&header, file, limit).ok().filter(|_| is_loaded(&header))
+            load(&header, self.size, self.limit).ok().filter(|_| is_loaded(&header))
         };
-        self.table.iter().filter_map(segment)
+        self.table().iter().filter_map(segment)
+    }
+
+    fn table(&self) -> SegmentTable<'_, LittleEndian> {
+        SegmentTable::new(LittleEndian, Class::ELF64, self.table.as_slice())
     }
 
     /// The first page's address.
@@ -245,7 +277,7 @@ impl<'a> Program<'a> {
             _ => {}
         }
         if is_loaded(header) {
-            let segment = load(header, self.file, self.limit)?;
+            let segment = load(header, self.size, self.limit)?;
             if segment.start() < self.pages.end {
                 return Err(ProgramError::Overlap(segment.address));
             }
@@ -260,9 +292,9 @@ impl<'a> Program<'a> {
             return Err(ProgramError::Empty);
         }
         // A shared library has the same type as a position-independent program; only the latter has its entry in code.
-        let dynamic = self.table.iter().any(|header| header.p_type == PT_DYNAMIC);
-        let code = |segment: &ElfSegment<'_>| segment.access.execute;
-        let inside = |segment: ElfSegment<'_>| (segment.address..segment.address + segment.size).contains(&self.entry);
+        let dynamic = self.table().iter().any(|header| header.p_type == PT_DYNAMIC);
+        let code = |segment: &ElfSegment| segment.access.execute;
+        let inside = |segment: ElfSegment| (segment.address..segment.address + segment.size).contains(&self.entry);
         match self.segments().filter(code).any(inside) {
             true => Ok(()),
             false if dynamic && self.position == Position::Anywhere && self.entry == 0 => Err(ProgramError::Dynamic),
@@ -273,7 +305,7 @@ impl<'a> Program<'a> {
     /// The address in memory of the byte at this offset of the file.
     fn loaded_at(&self, offset: u64) -> Option<u64> {
         self.segments().find_map(|segment| {
-            let inside = offset.checked_sub(segment.offset).filter(|&inside| inside < segment.contents.len() as u64)?;
+            let inside = offset.checked_sub(segment.offset).filter(|&inside| inside < segment.in_file)?;
             Some(segment.address + inside)
         })
     }
@@ -281,7 +313,7 @@ impl<'a> Program<'a> {
 
 /// Whether the properties of a program (System V ABI for AArch64, "Program property") say that its code was made for
 /// guarded pages. The checks are those of Linux's `parse_elf_properties`.
-fn accepts_guards(header: &ProgramHeader, file: &[u8]) -> Result<bool, ProgramError> {
+fn accepts_guards<F: ProgramFile + ?Sized>(header: &ProgramHeader, file: &F) -> Result<bool, ProgramError> {
     const ALIGN: usize = 8;
     /// Bytes of a note's header and of its name: with less Linux has read too little.
     const LEAST: usize = 16;
@@ -289,10 +321,13 @@ fn accepts_guards(header: &ProgramHeader, file: &[u8]) -> Result<bool, ProgramEr
         return Err(ProgramError::BadPropertyNote);
     }
     // The file may end before the segment does.
-    let bytes = header.p_filesz.min((file.len() as u64).saturating_sub(header.p_offset));
-    let bytes = part(file, header.p_offset, bytes).filter(|bytes| bytes.len() >= LEAST);
-    let bytes = bytes.ok_or(ProgramError::CutOffPropertyNote)?;
-    let Some(Note::Unknown(note)) = NoteIterator::new(LittleEndian, Class::ELF64, ALIGN, bytes).next() else {
+    let size = header.p_filesz.min(file.size().saturating_sub(header.p_offset)) as usize;
+    if size < LEAST {
+        return Err(ProgramError::CutOffPropertyNote);
+    }
+    let mut bytes = bytes::zeros(size).map_err(|_| ProgramError::OutOfMemory)?;
+    file.read(header.p_offset, &mut bytes).ok_or(ProgramError::CutOffPropertyNote)?;
+    let Some(Note::Unknown(note)) = NoteIterator::new(LittleEndian, Class::ELF64, ALIGN, &bytes).next() else {
         return Err(ProgramError::BadPropertyNote);
     };
     if note.n_type != NT_GNU_PROPERTY_TYPE_0 || note.name != ELF_NOTE_GNU {
@@ -323,10 +358,8 @@ fn is_loaded(header: &ProgramHeader) -> bool {
     header.p_type == PT_LOAD && header.p_memsz != 0
 }
 
-fn program_headers<'a>(
-    header: &FileHeader<LittleEndian>,
-    file: &'a [u8],
-) -> Result<SegmentTable<'a, LittleEndian>, ProgramError> {
+/// The program headers of a file.
+fn read_table<F: ProgramFile + ?Sized>(header: &FileHeader<LittleEndian>, file: &F) -> Result<Vec<u8>, ProgramError> {
     if header.e_phnum == 0 || header.e_phentsize != HEADER_SIZE {
         return Err(ProgramError::BadHeaders);
     }
@@ -334,38 +367,33 @@ fn program_headers<'a>(
     if bytes > MOST_HEADERS {
         return Err(ProgramError::BadHeaders);
     }
-    let start = usize::try_from(header.e_phoff).map_err(|_| ProgramError::BadHeaders)?;
-    let end = start.checked_add(bytes).ok_or(ProgramError::BadHeaders)?;
-    let table = file.get(start..end).ok_or(ProgramError::BadHeaders)?;
-    Ok(SegmentTable::new(header.endianness, header.class, table))
+    let mut table = bytes::zeros(bytes).map_err(|_| ProgramError::OutOfMemory)?;
+    file.read(header.e_phoff, &mut table).ok_or(ProgramError::BadHeaders)?;
+    Ok(table)
 }
 
-fn load<'a>(header: &ProgramHeader, file: &'a [u8], limit: u64) -> Result<ElfSegment<'a>, ProgramError> {
+fn load(header: &ProgramHeader, size: u64, limit: u64) -> Result<ElfSegment, ProgramError> {
     let address = header.p_vaddr;
     let end = address.checked_add(header.p_memsz).filter(|&end| end <= limit);
     if end.is_none() || header.p_filesz > header.p_memsz {
         return Err(ProgramError::BadSize(address));
     }
     // A segment without contents has any offset: linkers do not set it.
-    let (offset, contents) = match header.p_filesz {
-        0 => (0, Some(&[][..])),
-        _ if header.p_offset % PAGE != address % PAGE => return Err(ProgramError::Misaligned(address)),
-        bytes => (header.p_offset, part(file, header.p_offset, bytes)),
-    };
+    let offset = if header.p_filesz == 0 { 0 } else { header.p_offset };
+    if header.p_filesz != 0 && offset % PAGE != address % PAGE {
+        return Err(ProgramError::Misaligned(address));
+    }
+    if offset.checked_add(header.p_filesz).is_none_or(|end| end > size) {
+        return Err(ProgramError::CutOff(address));
+    }
     let has = |flag: u32| header.p_flags & flag != 0;
     Ok(ElfSegment {
         address,
-        contents: contents.ok_or(ProgramError::CutOff(address))?,
         offset,
+        in_file: header.p_filesz,
         size: header.p_memsz,
         access: SegmentAccess { read: has(PF_R), write: has(PF_W), execute: has(PF_X) },
     })
-}
-
-/// So many bytes of a file.
-fn part(file: &[u8], offset: u64, bytes: u64) -> Option<&[u8]> {
-    let start = usize::try_from(offset).ok()?;
-    file.get(start..start.checked_add(usize::try_from(bytes).ok()?)?)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::status::{ExecError, PathError};
 use crate::linux::errno::Errno;
 
 /// Bytes of a file that are looked at (`BINPRM_BUF_SIZE`).
-const LOOKED_AT: usize = 256;
+pub const LOOKED_AT: usize = 256;
 /// Scripts that may run each other, and one more, which is looked at before it is refused.
 const MOST: usize = 5 + 1;
 

@@ -146,6 +146,7 @@ impl ExecError {
         match self {
             Self::Path(error) => error.errno(),
             Self::Program(ProgramError::CutOffPropertyNote) => Errno::EIO,
+            Self::Program(ProgramError::OutOfMemory) => Errno::ENOMEM,
             Self::Program(_) => Errno::ENOEXEC,
             Self::Errno(errno) => errno,
         }

@@ -6,8 +6,7 @@
 
 #![allow(unsafe_code, reason = "tasks of threads, and the spaces that they run in")]
 
-use alloc::vec::Vec;
-use core::ops::Deref;
+use core::ops::{Deref, Range};
 
 use aarch64_cpu::registers::{TPIDR_EL0, Writeable as _};
 use granule_abi::process::{
@@ -16,7 +15,7 @@ use granule_abi::process::{
     HWCAP2_MTE3, READ_IMPLIES_EXEC,
 };
 use granule_abi::{number, signal};
-use granule_arch::addr::{PAGE, VirtAddr};
+use granule_arch::addr::{PAGE, PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::Protection;
 use granule_arch::features::Mte;
 use granule_arch::patched_branch;
@@ -25,7 +24,6 @@ use super::exit;
 use super::state::Handlers;
 use super::task::Task;
 use super::tree::PROCESSES;
-use crate::bytes;
 use crate::kernel;
 use crate::linux::errno::Errno;
 use crate::linux::file::contents::FileContents;
@@ -34,20 +32,21 @@ use crate::linux::file::open::FileRef;
 use crate::linux::file::table::ExecFiles;
 use crate::linux::file::tree::NodeKind;
 use crate::linux::file::walk::{Follow, Found, Place};
-use crate::linux::process::elf::{ElfSegment, Program};
+use crate::linux::process::elf::{ElfSegment, Program, ProgramFile};
 use crate::linux::process::layout::{Layout, PROGRAM_LIMIT, STACK_SIZE};
 use crate::linux::process::script::{self, Interpreter};
 use crate::linux::process::signal::Actions;
 use crate::linux::process::stack::{self, StackMemory, StringCounts, Strings};
 use crate::linux::process::status::{ExecError, Name, PathError};
 use crate::mm::counted::Counted;
+use crate::mm::paged::PagedBytes;
 use crate::mm::space::{
-    FaultError, Made, MapRequest, Placement, Populate, ProgramHeap, Sharing, SpaceError, SpaceLimits, SpaceRef,
-    SpaceUser, Terms,
+    FaultError, Made, MapRequest, Object, Placement, Populate, ProgramHeap, Sharing, Sought, SpaceError, SpaceLimits,
+    SpaceRef, SpaceUser, Terms,
 };
 use crate::platform::features::branch;
 use crate::random;
-use crate::sched::{self, TagChecks, Thread, relax};
+use crate::sched::{self, TagChecks, Thread, enlarge_shortage, is_killed, relax};
 use crate::smp::{Cpu, this_cpu};
 use crate::trap::TrapFrame;
 
@@ -87,7 +86,8 @@ impl Loaded {
     }
 }
 
-/// A file that is executed, and the directory that its path began in.
+/// A file that is executed, and the directory that its path began in. It is the file's first bytes, for its line of a
+/// script.
 pub struct Executable {
     image: Image,
     base: Option<FilePlace>,
@@ -95,8 +95,17 @@ pub struct Executable {
 
 enum Image {
     Initrd(&'static [u8]),
-    /// Copied, as pages may change.
-    Copy(Vec<u8>),
+    Written(Counted<Object>, Line),
+}
+
+/// The first bytes of a file whose pages may change.
+struct Line(PagedBytes);
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        // Where the call failed for want of memory, it was for this frame too.
+        enlarge_shortage(this_cpu(), 1);
+    }
 }
 
 impl Deref for Executable {
@@ -105,7 +114,23 @@ impl Deref for Executable {
     fn deref(&self) -> &[u8] {
         match &self.image {
             Image::Initrd(bytes) => bytes,
-            Image::Copy(bytes) => bytes,
+            Image::Written(_, line) => &line.0,
+        }
+    }
+}
+
+impl ProgramFile for Executable {
+    fn size(&self) -> u64 {
+        match &self.image {
+            Image::Initrd(bytes) => bytes.size(),
+            Image::Written(object, _) => object.size(),
+        }
+    }
+
+    fn read(&self, offset: u64, to: &mut [u8]) -> Option<()> {
+        match &self.image {
+            Image::Initrd(bytes) => ProgramFile::read(*bytes, offset, to),
+            Image::Written(object, _) => (object.read(offset, to) == to.len()).then_some(()),
         }
     }
 }
@@ -132,13 +157,15 @@ pub fn open(base: Option<FilePlace>, path: &[u8]) -> Result<Executable, ExecErro
 }
 
 fn image(contents: &FileContents) -> Result<Image, ExecError> {
-    let Some(object) = contents.written() else { return Ok(Image::Initrd(contents.bytes().unwrap_or_default())) };
-    let mut bytes = bytes::zeros(object.size() as usize).map_err(Errno::from)?;
-    for (at, piece) in (0..).step_by(PAGE as usize).zip(bytes.chunks_mut(PAGE as usize)) {
-        object.read(at, piece);
-        relax();
-    }
-    Ok(Image::Copy(bytes))
+    // A file that was written stays so.
+    let object = match (contents.bytes(), contents.written()) {
+        (Some(bytes), _) => return Ok(Image::Initrd(bytes)),
+        (None, object) => object.ok_or(Errno::ENOMEM)?,
+    };
+    let bytes = object.size().min(script::LOOKED_AT as u64) as usize;
+    let mut line = PagedBytes::zeros(kernel().frames, bytes).map_err(Errno::from)?;
+    object.read(0, &mut line);
+    Ok(Image::Written(object.clone(), Line(line)))
 }
 
 /// The memory of a space that does not run yet.
@@ -218,7 +245,7 @@ pub fn load(
 
     let program = program?;
     let base = program.base(layout.program(), PROGRAM_LIMIT)?;
-    map_program(cpu, &space, &program, base, layout)?;
+    map_program(cpu, &space, (file?, &program), base, layout)?;
     let stack = finish_stack(&mut strings, path, &program, base, bytes, layout)?;
     trim_stack(cpu, &space, layout.stack_top(), stack, limits).map_err(Errno::from)?;
     if !space.is_within(limits) {
@@ -244,11 +271,17 @@ fn first_handlers() -> Result<Counted<Handlers>, Errno> {
 
 /// Maps the program at `base`. Out of line, as all that [`load`] calls: its frame is below that of each string's copy.
 #[inline(never)]
-fn map_program(cpu: &Cpu, space: &SpaceRef, program: &Program<'_>, base: u64, layout: Layout) -> Result<(), Errno> {
+fn map_program(
+    cpu: &Cpu,
+    space: &SpaceRef,
+    (file, program): (Executable, &Program),
+    base: u64,
+    layout: Layout,
+) -> Result<(), Errno> {
     let is_guarded = program.is_guarded && patched_branch!(branch::BTI);
     let code = if is_guarded { Protection::EXECUTE.and(Protection::GUARDED) } else { Protection::EXECUTE };
     for segment in program.segments() {
-        map_segment(cpu, space, &segment, base, code)?;
+        map_segment(cpu, space, (&file, &segment), base, code)?;
     }
     map_trampoline(cpu, space, layout.trampoline())
 }
@@ -258,7 +291,7 @@ fn map_program(cpu: &Cpu, space: &SpaceRef, program: &Program<'_>, base: u64, la
 fn finish_stack(
     strings: &mut Strings<InSpace<'_>>,
     path: &[u8],
-    program: &Program<'_>,
+    program: &Program,
     base: u64,
     bytes: [u8; 16],
     layout: Layout,
@@ -267,7 +300,7 @@ fn finish_stack(
 }
 
 /// The auxiliary vector, as far as it does not point into the stack.
-fn auxiliary(program: &Program<'_>, base: u64) -> [(u64, u64); 16] {
+fn auxiliary(program: &Program, base: u64) -> [(u64, u64); 16] {
     [
         (AT_HWCAP, hardware_capabilities()),
         (AT_PAGESZ, PAGE),
@@ -337,7 +370,7 @@ fn keep_actions(task: &Task, handlers: &Counted<Handlers>) {
 fn map_segment(
     cpu: &Cpu,
     space: &SpaceRef,
-    segment: &ElfSegment<'_>,
+    (file, segment): (&Executable, &ElfSegment),
     base: u64,
     code: Protection,
 ) -> Result<(), Errno> {
@@ -352,11 +385,41 @@ fn map_segment(
     }
     let writable = Protection::READ.and(Protection::WRITE);
     map(cpu, space, Placement::FixedNoReplace(VirtAddr(start)), bytes, writable)?;
-    write(cpu, space, segment.address.wrapping_add(base), segment.contents)?;
+    let address = segment.address.wrapping_add(base);
+    match &file.image {
+        Image::Initrd(file) => {
+            let contents = file.get(segment.offset as usize..).and_then(|rest| rest.get(..segment.in_file as usize));
+            write(cpu, space, address, contents.unwrap_or_default())?;
+        }
+        Image::Written(object, _) => {
+            copy(cpu, space, address, object, segment.offset..segment.offset + segment.in_file)?
+        }
+    }
     if protection.bits() == writable.bits() {
         return Ok(());
     }
     Ok(space.mprotect(VirtAddr(start), bytes, protection)?)
+}
+
+/// Copies the pages of an object that are there; the others stay zeros.
+#[inline(never)]
+fn copy(cpu: &Cpu, space: &SpaceRef, to: u64, object: &Object, from: Range<u64>) -> Result<(), Errno> {
+    let mut buffer = PagedBytes::zeros(kernel().frames, PAGE_SIZE)?;
+    let (mut at, mut done) = (from.start, 0);
+    while let Some(next) = object.seek(at, Sought::Data).map(|next| next.max(at)).filter(|next| *next < from.end) {
+        let bytes = (PAGE - next % PAGE).min(from.end - next) as usize;
+        let piece = buffer.get_mut(..bytes).unwrap_or_default();
+        let read = object.read(next, piece);
+        // The space ends where the call fails, and with it the pages before.
+        let written = write(cpu, space, to.wrapping_add(next - from.start), piece.get(..read).unwrap_or_default());
+        written.inspect_err(|_| enlarge_shortage(cpu, done + 1))?;
+        (at, done) = (next + bytes as u64, done + 1);
+        if is_killed() {
+            return Err(Errno::EINTR);
+        }
+        relax();
+    }
+    Ok(())
 }
 
 fn map_trampoline(cpu: &Cpu, space: &SpaceRef, at: VirtAddr) -> Result<(), Errno> {
