@@ -21,7 +21,7 @@ use super::pidfd::Pidfd;
 use super::pipe::PipeEnd;
 use super::proc::{Pagemap, ProcContents, ProcEntry, ProcId, ProcSubject};
 use super::table::{Filed, Files, Pools};
-use super::tree::{self, Attributes, Moment, NodeKind};
+use super::tree::{self, Attributes, Moment, NAME, NodeKind};
 use super::userfaultfd::UserfaultFile;
 use super::walk::{Follow, Last, Place};
 use crate::chip::console;
@@ -124,6 +124,33 @@ pub struct Opening {
     pub mode: u32,
 }
 
+/// A file that was opened. One that is new has no name until [`Self::link`], after which nothing may fail: the call
+/// would find it when it is repeated.
+pub struct Opened {
+    /// The file.
+    pub file: FileRef,
+    new_name: Option<(FileNodeRef, heapless::Vec<u8, NAME>)>,
+}
+
+impl Opened {
+    /// Gives a new file its name.
+    ///
+    /// # Errors
+    /// `EEXIST`: something else was given it concurrently. `ENOENT`: the directory was removed. `ENOMEM`, `ENOSPC`.
+    pub fn link(&self) -> Result<(), Errno> {
+        match (&self.new_name, self.file.node()) {
+            (Some((directory, name)), Some(node)) => files::tree()?.link(directory, name, node),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl From<FileRef> for Opened {
+    fn from(file: FileRef) -> Self {
+        Self { file, new_name: None }
+    }
+}
+
 /// Opens what is at `path`, from `base` on or the root. `find` finds a process whose files in `/proc` are named.
 ///
 /// # Errors
@@ -133,27 +160,21 @@ pub fn open(
     path: &[u8],
     Opening { flags, mode }: Opening,
     find: impl FnOnce(ProcId) -> Result<ProcSubject, Errno>,
-) -> Result<FileRef, Errno> {
+) -> Result<Opened, Errno> {
     if flags & O_TMPFILE == O_TMPFILE {
-        return open_unnamed(base, path, flags, mode);
+        return open_unnamed(base, path, flags, mode).map(Opened::from);
     }
     let creates = flags & O_CREAT != 0;
-    let place = loop {
-        let found = files::walk(base.clone(), path, follow(path, flags))?;
-        if creates && found.slash && matches!(found.last, Last::Name(_)) {
-            return Err(Errno::EISDIR);
-        }
-        match (&found.directory, &found.last, &found.place) {
-            (Place::Node(directory), Last::Name(name), None) if creates => {
-                match create(directory, name, mode) {
-                    Err(Errno::EEXIST) if flags & O_EXCL == 0 => {}
-                    // What is new needs no permission.
-                    created => return Ok(OpenFile::new(Kind::Node(created?), kept(flags))?),
-                }
-            }
-            _ => break found.existing()?,
-        }
-    };
+    let found = files::walk(base, path, follow(path, flags))?;
+    if creates && found.slash && matches!(found.last, Last::Name(_) | Last::TooLong) {
+        return Err(Errno::EISDIR);
+    }
+    if creates && let (Place::Node(directory), Last::Name(name), None) = (&found.directory, &found.last, &found.place) {
+        // What is new needs no permission.
+        let file = OpenFile::new(Kind::Node(new_file(mode)?), kept(flags))?;
+        return Ok(Opened { file, new_name: Some((directory.clone(), name.clone())) });
+    }
+    let place = found.existing()?;
     check(&place, flags)?;
     let kind = match place {
         Place::Node(node) => match &node.kind {
@@ -174,7 +195,7 @@ pub fn open(
         _ if flags & (O_PATH | O_DIRECT) == O_DIRECT => return Err(Errno::EINVAL),
         _ => {}
     }
-    Ok(OpenFile::new(kind, if flags & O_PATH == 0 { kept(flags) } else { flags })?)
+    Ok(OpenFile::new(kind, if flags & O_PATH == 0 { kept(flags) } else { flags })?.into())
 }
 
 /// The flags that an open file keeps.
@@ -191,14 +212,6 @@ fn follow(path: &[u8], flags: u32) -> Follow {
         O_EXCL if !creates => Follow::Always,
         _ => Follow::BeforeSlash,
     }
-}
-
-/// Makes a regular file.
-fn create(directory: &FileNodeRef, name: &[u8], mode: u32) -> Result<FileNodeRef, Errno> {
-    let tree = files::tree()?;
-    let node = new_file(mode)?;
-    tree.link(directory, name, &node)?;
-    Ok(node)
 }
 
 fn new_file(mode: u32) -> Result<FileNodeRef, Errno> {

@@ -2,7 +2,7 @@
 
 use granule_abi::file::{
     AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, F_ADD_SEALS, F_DUPFD, F_DUPFD_CLOEXEC, F_GET_SEALS, F_GETFD, F_GETFL,
-    F_GETPIPE_SZ, F_SETFD, F_SETFL, F_SETPIPE_SZ, FD_CLOEXEC, FIOCLEX, FIONBIO, FIONCLEX, FIONREAD, O_CLOEXEC,
+    F_GETPIPE_SZ, F_SETFD, F_SETFL, F_SETPIPE_SZ, FD_CLOEXEC, FIOCLEX, FIONBIO, FIONCLEX, FIONREAD, O_CLOEXEC, O_EXCL,
     O_NOFOLLOW, O_NONBLOCK, O_PATH,
 };
 use granule_abi::limits::{RLIMIT_FSIZE, RLIMIT_NOFILE};
@@ -262,8 +262,17 @@ pub(super) fn openat(call: &mut Syscall<'_>) -> Answer {
     let path = read_path(call, call.address::<1>())?;
     let base = base_of(call, call.argument::<0>(), &path)?;
     let opening = Opening { flags: checked, mode: call.argument::<3>() as u32 & 0o7777 & !umask(call) };
-    let file = open::open(base, &path, opening, |process| found(process, call.task))?;
-    call.task.files().add(file, 0, end, OnExec::requested(flags & O_CLOEXEC)).map(u64::from)
+    loop {
+        let opened = open::open(base.clone(), &path, opening, |process| found(process, call.task))?;
+        let file = &opened.file;
+        let descriptor = call.task.files().add(file.clone(), 0, end, OnExec::requested(flags & O_CLOEXEC))?;
+        let linked = opened.link().inspect_err(|_| call.task.files().take_back(descriptor, file));
+        match linked {
+            // Another has made it concurrently, and may remove it again.
+            Err(Errno::EEXIST) if flags & O_EXCL == 0 && !call.is_killed() => relax(),
+            linked => return linked.map(|()| descriptor.into()),
+        }
+    }
 }
 
 /// The process whose file a path of `task` names.
@@ -296,10 +305,11 @@ pub(super) fn place_of(
         if descriptor as i32 != AT_FDCWD {
             return any_file(call, descriptor);
         }
-        return open::open(working_directory(call), b".", opening, |process| found(process, call.task));
+        return open::open(working_directory(call), b".", opening, |process| found(process, call.task))
+            .map(|opened| opened.file);
     }
     let base = base_of(call, descriptor, path)?;
-    open::open(base, path, opening, |process| found(process, call.task))
+    open::open(base, path, opening, |process| found(process, call.task)).map(|opened| opened.file)
 }
 
 /// Without a path it is fstat, which looks at no flags then, as on Linux.
