@@ -215,6 +215,11 @@ impl PagedBytes {
     }
 }
 
+// SAFETY: the bytes own their frame.
+unsafe impl Send for PagedBytes {}
+// SAFETY: shared they are only read.
+unsafe impl Sync for PagedBytes {}
+
 impl Deref for PagedBytes {
     type Target = [u8];
 

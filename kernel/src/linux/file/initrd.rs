@@ -15,14 +15,11 @@
 
 #![allow(unsafe_code, reason = "the initrd as bytes, mapped for the whole boot")]
 
-use alloc::vec::Vec;
-
 use granule_abi::file::{S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
 use granule_arch::addr::PhysRange;
 use thiserror::Error;
 
 use super::tree::{self, Moment, NameIn, NodeKind, NodeRef, Removal, Tree};
-use crate::bytes;
 use crate::linux::errno::Errno;
 use crate::mm::layout;
 use crate::sched::relax;
@@ -340,16 +337,14 @@ fn unpack_entry<C: From<&'static [u8]>>(
         S_IFREG => {
             let other = names(first).try_fold(tree.root().clone(), |here, name| tree.find(&here, name.as_bytes()));
             if let Some(node) = other.filter(|node| !first.is_empty() && matches!(node.kind, NodeKind::File(_))) {
-                make_room(tree, &here, name.as_bytes())?;
-                return tree.link(&here, name.as_bytes(), &node);
+                return replace(tree, &here, name.as_bytes(), &node);
             }
             NodeKind::File(C::from(file.contents))
         }
         S_IFDIR => NodeKind::Directory,
         S_IFLNK => {
-            let mut target = Vec::new();
-            bytes::append(&mut target, file.contents)?;
-            NodeKind::Link(target)
+            let node = tree.symbolic_link(file.contents, attributes.of_node())?;
+            return replace(tree, &here, name.as_bytes(), &node);
         }
         _ => NodeKind::Other,
     };
@@ -373,16 +368,17 @@ pub fn put<C>(
         return Ok(found);
     }
     let node = tree.node(kind, attributes)?;
-    make_room(tree, directory, name)?;
-    tree.link(directory, name, &node)?;
+    replace(tree, directory, name, &node)?;
     Ok(node)
 }
 
-/// Removes a name, if there is such a one.
-fn make_room<C>(tree: &Tree<C>, directory: &NodeRef<C>, name: &[u8]) -> Result<(), Errno> {
-    let Some(found) = tree.find(directory, name) else { return Ok(()) };
-    let removal = if found.is_directory() { Removal::Directory } else { Removal::File };
-    tree.unlink(NameIn { directory, name, slash: false }, removal)
+/// Gives a node a name, which another loses.
+fn replace<C>(tree: &Tree<C>, directory: &NodeRef<C>, name: &[u8], node: &NodeRef<C>) -> Result<(), Errno> {
+    if let Some(found) = tree.find(directory, name) {
+        let removal = if found.is_directory() { Removal::Directory } else { Removal::File };
+        tree.unlink(NameIn { directory, name, slash: false }, removal)?;
+    }
+    tree.link(directory, name, node)
 }
 
 #[cfg(test)]

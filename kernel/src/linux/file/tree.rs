@@ -12,9 +12,11 @@
 #![allow(unsafe_code, reason = "intrusive nodes")]
 
 use alloc::vec::Vec;
+use core::ops::Deref;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use granule_abi::file::{S_IFDIR, S_IFMT};
+use granule_arch::addr::PAGE_SIZE;
 use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeAtomicLink, UnsafeRef};
 
 use super::device::DeviceNumber;
@@ -22,6 +24,7 @@ use crate::bytes;
 use crate::linux::errno::Errno;
 use crate::mm::counted::{Counted, Inner};
 use crate::mm::frame::FrameAllocator;
+use crate::mm::paged::PagedBytes;
 use crate::mm::pool::{Pool, PoolBox, PoolStats};
 use crate::sched::RwSem;
 use crate::sync::{IrqLock, rank};
@@ -36,6 +39,7 @@ pub type NodeRef<C> = Counted<Node<C>>;
 
 /// Where nodes and names are kept.
 pub struct Pools<C: 'static> {
+    frames: &'static FrameAllocator,
     nodes: Pool<Inner<Node<C>>>,
     names: Pool<Name<C>>,
 }
@@ -43,7 +47,7 @@ pub struct Pools<C: 'static> {
 impl<C> Pools<C> {
     /// Empty.
     pub const fn new(frames: &'static FrameAllocator) -> Self {
-        Self { nodes: Pool::new(frames), names: Pool::new(frames) }
+        Self { frames, nodes: Pool::new(frames), names: Pool::new(frames) }
     }
 
     /// Nodes, and names.
@@ -69,8 +73,8 @@ pub enum NodeKind<C> {
     Directory,
     /// A regular file.
     File(C),
-    /// A symbolic link, with its target.
-    Link(Vec<u8>),
+    /// A symbolic link.
+    Link(LinkTarget),
     /// The console.
     Console,
     /// A device.
@@ -79,6 +83,28 @@ pub enum NodeKind<C> {
     Proc,
     /// A device, a pipe, ... of an archive, of which there is none here.
     Other,
+}
+
+/// The target of a symbolic link: a short one is in the node, as most are.
+pub enum LinkTarget {
+    /// At most [`SHORT`] bytes.
+    Short(heapless::Vec<u8, SHORT>),
+    /// In a frame of its own.
+    Long(PagedBytes),
+}
+
+/// Bytes of a target in its node.
+const SHORT: usize = 60;
+
+impl Deref for LinkTarget {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Short(bytes) => bytes,
+            Self::Long(bytes) => bytes,
+        }
+    }
 }
 
 /// A moment: seconds since 1970, and nanoseconds after them.
@@ -405,9 +431,11 @@ impl<C> Tree<C> {
         &self.root
     }
 
-    /// Nodes that there are, and that there may be.
+    /// Nodes that there are, and that there may be. As on Linux, each further name of a file counts as a node.
     pub fn nodes(&self) -> (usize, usize) {
-        (self.pools.nodes.stats().objects, self.most)
+        let [nodes, names] = self.pools.stats();
+        // The root has no name.
+        (nodes.objects.max(names.objects + 1), self.most)
     }
 
     /// Has `visit` see the node of each name: a node as often as it has names.
@@ -434,6 +462,23 @@ impl<C> Tree<C> {
         node(self.pools, (DEVICE, number), kind, attributes)
     }
 
+    /// A symbolic link without a name.
+    ///
+    /// # Errors
+    /// `ENAMETOOLONG`; those of [`Self::node`].
+    pub fn symbolic_link(&self, target: &[u8], attributes: Attributes) -> Result<NodeRef<C>, Errno> {
+        let target = match heapless::Vec::from_slice(target) {
+            Ok(short) => LinkTarget::Short(short),
+            Err(_) if target.len() >= PAGE_SIZE => return Err(Errno::ENAMETOOLONG),
+            Err(_) => {
+                let mut bytes = PagedBytes::zeros(self.pools.frames, target.len())?;
+                bytes.copy_from_slice(target);
+                LinkTarget::Long(bytes)
+            }
+        };
+        self.node(NodeKind::Link(target), attributes)
+    }
+
     /// The node with a name in a directory.
     pub fn find(&self, directory: &Node<C>, name: &[u8]) -> Option<NodeRef<C>> {
         self.names.read().find(directory, name).map(|found| found.node.clone())
@@ -447,9 +492,10 @@ impl<C> Tree<C> {
     /// Gives a node a name.
     ///
     /// # Errors
-    /// `EEXIST`; `ENOENT`: the directory was removed, or the node's last name was. `ENOMEM`.
+    /// `EEXIST`; `ENOENT`: the directory was removed, or the node's last name was. `ENOSPC`, `ENOMEM`.
     pub fn link(&self, directory: &NodeRef<C>, name: &[u8], node: &NodeRef<C>) -> Result<(), Errno> {
         let name = self.name(name, directory, node)?;
+        let (nodes, most) = self.nodes();
         let mut names = self.names.write();
         if names.find(directory, &name.bytes).is_some() {
             return Err(Errno::EEXIST);
@@ -460,6 +506,9 @@ impl<C> Tree<C> {
         };
         if directory.is_removed() || has_gone(node) {
             return Err(Errno::ENOENT);
+        }
+        if nodes > most {
+            return Err(Errno::ENOSPC);
         }
         names.insert(name, directory, self.now());
         Ok(())

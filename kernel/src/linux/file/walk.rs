@@ -133,7 +133,7 @@ pub fn walk<C>(tree: &Tree<C>, start: Place<C>, path: &[u8], follow: Follow) -> 
         relax();
         let link = links.last().cloned();
         let (text, at) = match &link {
-            Some((node, at)) => (if let NodeKind::Link(target) = &node.kind { target.as_slice() } else { &[] }, *at),
+            Some((node, at)) => (if let NodeKind::Link(target) = &node.kind { &**target } else { &[] }, *at),
             None => (path, at_path),
         };
         let Some((name, end)) = next_name(text, at) else {

@@ -72,10 +72,8 @@ pub(super) fn symlinkat(call: &mut Syscall<'_>) -> Answer {
     let path = read_path(call, call.address::<2>())?;
     let found = walk(call, call.argument::<1>(), &path)?;
     let (directory, name) = new_name(&found, false)?;
-    let mut bytes = Vec::new();
-    crate::bytes::append(&mut bytes, &target)?;
     let tree = files::tree()?;
-    let node = tree.node(NodeKind::Link(bytes), Attributes::new(S_IFLNK | 0o777, files::now()))?;
+    let node = tree.symbolic_link(&target, Attributes::new(S_IFLNK | 0o777, files::now()))?;
     tree.link(directory, name, &node).map(|()| 0)
 }
 
