@@ -66,12 +66,25 @@ pub fn tree() -> Result<&'static Tree<FileContents>, Errno> {
     }
     // As on Linux, as many nodes as half of the pages.
     let new = Tree::new(pools(), kernel().frames.total() / 2, now)?;
-    if let Err(error) = initrd::unpack(&new, initrd::archive())? {
+    if let Some(Err(error)) = without("entries", initrd::unpack(&new, initrd::archive()))? {
         crate::log::warn!("{error}");
     }
     populate(&new)?;
     // Where another thread was faster, its tree stays.
     Ok(TREE.call_once(|| new))
+}
+
+/// What was added to the tree. It goes on without what the archives leave no room for: only with more memory may that
+/// change.
+fn without<T>(name: &str, added: Result<T, Errno>) -> Result<Option<T>, Errno> {
+    match added {
+        Err(Errno::ENOMEM) => Err(Errno::ENOMEM),
+        Err(error) => {
+            crate::log::warn!("the files are without {name} because of the initrd: {error:?}");
+            Ok(None)
+        }
+        Ok(added) => Ok(Some(added)),
+    }
 }
 
 /// Adds what the kernel has beside the archives.
@@ -83,12 +96,14 @@ fn populate(tree: &Tree<FileContents>) -> Result<(), Errno> {
         }
         initrd::put(tree, above, name, kind, Attributes::new(S_IFDIR | mode, tree.now()))
     };
-    let devices = directory(root, b"dev", 0o755, NodeKind::Directory)?;
-    directory(&devices, b"shm", 0o1777, NodeKind::Directory)?;
-    directory(root, b"tmp", 0o1777, NodeKind::Directory)?;
-    initrd::put(tree, root, b"proc", NodeKind::Proc, Attributes::new(S_IFDIR | 0o555, tree.now()))?;
+    let proc = Attributes::new(S_IFDIR | 0o555, tree.now());
+    without("/tmp", directory(root, b"tmp", 0o1777, NodeKind::Directory))?;
+    without("/proc", initrd::put(tree, root, b"proc", NodeKind::Proc, proc))?;
+    let Some(devices) = without("/dev", directory(root, b"dev", 0o755, NodeKind::Directory))? else { return Ok(()) };
+    without("/dev/shm", directory(&devices, b"shm", 0o1777, NodeKind::Directory))?;
     let device = |name: &[u8], kind| {
-        initrd::put(tree, &devices, name, kind, Attributes::new(S_IFCHR | 0o600, tree.now())).map(drop)
+        let attributes = Attributes::new(S_IFCHR | 0o600, tree.now());
+        without("a device", initrd::put(tree, &devices, name, kind, attributes)).map(drop)
     };
     device(b"console", NodeKind::Console)?;
     DeviceNumber::for_each(|name, number| device(name, NodeKind::Device(number)))

@@ -322,14 +322,18 @@ fn unpack_entry<C: From<&'static [u8]>>(
         here.change(|attributes| *attributes = entry.attributes.of_node());
         return Ok(());
     };
+    let goes_on = |here: &NodeRef<C>, name: &str| here.is_directory() && name != "..";
     for next in way {
+        if !goes_on(&here, name) {
+            return Err(Errno::ENOTDIR);
+        }
         here = match tree.find(&here, name.as_bytes()) {
             Some(found) => found,
             None => put(tree, &here, name.as_bytes(), NodeKind::Directory, directory(0o755).of_node())?,
         };
         name = next;
     }
-    if !here.is_directory() || name == ".." {
+    if !goes_on(&here, name) {
         return Err(Errno::ENOTDIR);
     }
     let (file, attributes, first) = linked(archive, entry);
