@@ -26,7 +26,7 @@ use crate::mm::counted::{Counted, Inner};
 use crate::mm::frame::FrameAllocator;
 use crate::mm::paged::PagedBytes;
 use crate::mm::pool::{Pool, PoolBox, PoolStats};
-use crate::sched::RwSem;
+use crate::sched::{RwSem, relax};
 use crate::sync::{IrqLock, rank};
 
 /// Bytes of the longest name (`NAME_MAX`).
@@ -217,6 +217,7 @@ impl<C> Drop for Node<C> {
         // Not by recursion: directories that were removed may be a long chain.
         let mut next = self.state.lock().parent.take();
         while let Some(mut parent) = next {
+            relax();
             next = Counted::get_mut(&mut parent).and_then(|parent| parent.state.lock().parent.take());
         }
     }
@@ -329,6 +330,7 @@ impl<C> Names<C> {
             if place.is(node) {
                 return true;
             }
+            relax();
             here = place.parent();
         }
         false
@@ -600,7 +602,7 @@ impl<C> Tree<C> {
     /// The path of a directory from the root on.
     ///
     /// # Errors
-    /// `ENOENT`: it was removed. `ENOMEM`.
+    /// `ENOENT`: it was removed. `ENAMETOOLONG`: with its final zero it is longer than a page. `ENOMEM`.
     pub fn path(&self, directory: &NodeRef<C>) -> Result<Vec<u8>, Errno> {
         let names = self.names.read();
         let (mut path, mut here) = (Vec::new(), directory.clone());
@@ -614,6 +616,9 @@ impl<C> Tree<C> {
             backwards.reverse();
             bytes::append(&mut path, &backwards)?;
             bytes::append(&mut path, b"/")?;
+            if path.len() >= PAGE_SIZE {
+                return Err(Errno::ENAMETOOLONG);
+            }
             here = parent;
         }
         if path.is_empty() {
@@ -692,10 +697,12 @@ fn check_rename<C>(
         None if exchanges => return Err(Errno::ENOENT),
         _ => {}
     }
-    if Names::is_above(old, to.directory) {
+    let moves = !from.directory.is(to.directory);
+    let is_above = |node: &NodeRef<C>, directory| moves && node.is_directory() && Names::is_above(node, directory);
+    if is_above(old, to.directory) {
         return Err(Errno::EINVAL);
     }
-    if new.is_some_and(|new| Names::is_above(new, from.directory)) {
+    if new.is_some_and(|new| is_above(new, from.directory)) {
         return Err(if exchanges { Errno::EINVAL } else { Errno::ENOTEMPTY });
     }
     // A slash follows the name of a directory alone; of two that are exchanged, each is for its own.
