@@ -9,7 +9,7 @@ use super::contents::FileContents;
 use super::device::DeviceNumber;
 use super::initrd;
 use super::tree::{Attributes, Moment, Node, NodeKind, NodeRef, Pools, Tree};
-use super::walk::{self, Follow, Found, Place};
+use super::walk::{self, Follow, Found, IsProcess, Place};
 use crate::chip::timer::uptime_nanoseconds;
 use crate::kernel;
 use crate::linux::errno::Errno;
@@ -113,7 +113,12 @@ fn populate(tree: &Tree<FileContents>) -> Result<(), Errno> {
 ///
 /// # Errors
 /// Those of [`walk::walk`].
-pub fn walk(base: Option<FilePlace>, path: &[u8], follow: Follow) -> Result<Found<FileContents>, Errno> {
+pub fn walk(
+    base: Option<FilePlace>,
+    path: &[u8],
+    follow: Follow,
+    is_process: IsProcess,
+) -> Result<Found<FileContents>, Errno> {
     let tree = tree()?;
-    walk::walk(tree, base.unwrap_or_else(|| Place::Node(tree.root().clone())), path, follow)
+    walk::walk(tree, base.unwrap_or_else(|| Place::Node(tree.root().clone())), path, follow, is_process)
 }

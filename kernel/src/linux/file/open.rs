@@ -23,7 +23,7 @@ use super::proc::{Pagemap, ProcContents, ProcEntry, ProcId, ProcSubject};
 use super::table::{Filed, Files, Pools};
 use super::tree::{self, Attributes, Moment, NAME, NodeKind};
 use super::userfaultfd::UserfaultFile;
-use super::walk::{Follow, Last, Place};
+use super::walk::{Follow, IsProcess, Last, Place};
 use crate::chip::console;
 use crate::kernel;
 use crate::linux::errno::Errno;
@@ -151,7 +151,8 @@ impl From<FileRef> for Opened {
     }
 }
 
-/// Opens what is at `path`, from `base` on or the root. `find` finds a process whose files in `/proc` are named.
+/// Opens what is at `path`, from `base` on or the root. `find` finds a process whose files in `/proc` are named,
+/// and `is_process` whether there is one.
 ///
 /// # Errors
 /// Those of `openat`, and of `find`.
@@ -160,12 +161,13 @@ pub fn open(
     path: &[u8],
     Opening { flags, mode }: Opening,
     find: impl FnOnce(ProcId) -> Result<ProcSubject, Errno>,
+    is_process: IsProcess,
 ) -> Result<Opened, Errno> {
     if flags & O_TMPFILE == O_TMPFILE {
-        return open_unnamed(base, path, flags, mode).map(Opened::from);
+        return open_unnamed((base, path), flags, mode, is_process).map(Opened::from);
     }
     let creates = flags & O_CREAT != 0;
-    let found = files::walk(base, path, follow(path, flags))?;
+    let found = files::walk(base, path, follow(path, flags), is_process)?;
     if creates && found.slash && matches!(found.last, Last::Name(_) | Last::TooLong) {
         return Err(Errno::EISDIR);
     }
@@ -220,9 +222,14 @@ fn new_file(mode: u32) -> Result<FileNodeRef, Errno> {
 }
 
 /// Opens a file without a name (`O_TMPFILE`).
-fn open_unnamed(base: Option<FilePlace>, path: &[u8], flags: u32, mode: u32) -> Result<FileRef, Errno> {
+fn open_unnamed(
+    (base, path): (Option<FilePlace>, &[u8]),
+    flags: u32,
+    mode: u32,
+    is_process: IsProcess,
+) -> Result<FileRef, Errno> {
     let follow = if flags & O_NOFOLLOW == 0 { Follow::Always } else { Follow::BeforeSlash };
-    match files::walk(base, path, follow)?.existing()? {
+    match files::walk(base, path, follow, is_process)?.existing()? {
         Place::Node(node) if node.is_directory() => {}
         Place::Node(_) | Place::Proc(ProcEntry::File(..)) => return Err(Errno::ENOTDIR),
         Place::Proc(_) => return Err(Errno::ENOTSUP),

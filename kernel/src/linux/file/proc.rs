@@ -13,6 +13,7 @@ pub use target::{Pagemap, ProcContents, ProcSubject};
 
 use granule_abi::file::{S_IFDIR, S_IFREG};
 
+use super::walk::IsProcess;
 use crate::linux::errno::Errno;
 use crate::mm::space::Aged;
 
@@ -90,6 +91,11 @@ impl ProcEntry {
             }
             Self::File(..) => None,
         }
+    }
+
+    /// Whether there is what it is of.
+    pub fn is_there(self, is_process: IsProcess) -> bool {
+        if let Self::Process(ProcId::Number(id)) = self { is_process(id) } else { true }
     }
 
     /// The directory above it; `None`: that is none of `/proc`.

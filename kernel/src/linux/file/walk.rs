@@ -115,12 +115,21 @@ fn next_name(text: &[u8], at: usize) -> Option<(&[u8], usize)> {
     Some((rest.get(..length)?, start + length))
 }
 
+/// Whether there is a process, or a thread, with a number.
+pub type IsProcess = fn(u32) -> bool;
+
 /// Goes from `start`, or from the root, where `path` leads.
 ///
 /// # Errors
 /// `ENOENT` (a directory, or an empty path), `ENOTDIR`, `ENAMETOOLONG`, `ELOOP`.
 #[inline(never)]
-pub fn walk<C>(tree: &Tree<C>, start: Place<C>, path: &[u8], follow: Follow) -> Result<Found<C>, Errno> {
+pub fn walk<C>(
+    tree: &Tree<C>,
+    start: Place<C>,
+    path: &[u8],
+    follow: Follow,
+    is_process: IsProcess,
+) -> Result<Found<C>, Errno> {
     if path.is_empty() {
         return Err(Errno::ENOENT);
     }
@@ -152,7 +161,7 @@ pub fn walk<C>(tree: &Tree<C>, start: Place<C>, path: &[u8], follow: Follow) -> 
             Some((_, at)) => *at = end,
             None => at_path = end,
         }
-        let (place, last) = match step(tree, &here, name) {
+        let (place, last) = match step(tree, &here, name, is_process) {
             Err(Errno::ENAMETOOLONG) if is_last && follow == Follow::Never => (None, Last::TooLong),
             found => found?,
         };
@@ -179,7 +188,12 @@ pub fn walk<C>(tree: &Tree<C>, start: Place<C>, path: &[u8], follow: Follow) -> 
 }
 
 /// What has a name in a directory, and the name.
-fn step<C>(tree: &Tree<C>, here: &Place<C>, name: &[u8]) -> Result<(Option<Place<C>>, Last), Errno> {
+fn step<C>(
+    tree: &Tree<C>,
+    here: &Place<C>,
+    name: &[u8],
+    is_process: IsProcess,
+) -> Result<(Option<Place<C>>, Last), Errno> {
     match name {
         b"." => return Ok((Some(here.clone()), Last::Dot)),
         b".." => {
@@ -194,7 +208,7 @@ fn step<C>(tree: &Tree<C>, here: &Place<C>, name: &[u8]) -> Result<(Option<Place
     let last = Last::Name(heapless::Vec::from_slice(name).map_err(|_| Errno::ENAMETOOLONG)?);
     let found = match here {
         Place::Node(node) => tree.find(node, name).map(Place::of),
-        Place::Proc(entry) => entry.find(name).map(Place::Proc),
+        Place::Proc(entry) => entry.find(name).filter(|entry| entry.is_there(is_process)).map(Place::Proc),
     };
     Ok((found, last))
 }

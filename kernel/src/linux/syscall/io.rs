@@ -16,7 +16,7 @@ use super::{Answer, MOST_AT_ONCE, Syscall, read_bytes, read_quads, scan, streams
 use crate::chip::console;
 use crate::linux::errno::Errno;
 use crate::linux::file::files::FilePlace;
-use crate::linux::file::open::{self, Contents, FileRef, Kind, OpenFile, Opening};
+use crate::linux::file::open::{self, Contents, FileRef, Kind, OpenFile, Opened, Opening};
 use crate::linux::file::proc::{ProcContents, ProcId, ProcSubject};
 use crate::linux::file::table::OnExec;
 use crate::linux::file::tree::NodeKind;
@@ -263,7 +263,7 @@ pub(super) fn openat(call: &mut Syscall<'_>) -> Answer {
     let base = base_of(call, call.argument::<0>(), &path)?;
     let opening = Opening { flags: checked, mode: call.argument::<3>() as u32 & 0o7777 & !umask(call) };
     loop {
-        let opened = open::open(base.clone(), &path, opening, |process| found(process, call.task))?;
+        let opened = open_at(call, base.clone(), &path, opening)?;
         let file = &opened.file;
         let descriptor = call.task.files().add(file.clone(), 0, end, OnExec::requested(flags & O_CLOEXEC))?;
         let linked = opened.link().inspect_err(|_| call.task.files().take_back(descriptor, file));
@@ -273,6 +273,12 @@ pub(super) fn openat(call: &mut Syscall<'_>) -> Answer {
             linked => return linked.map(|()| descriptor.into()),
         }
     }
+}
+
+/// Opens what a path of the caller names.
+#[inline(never)]
+fn open_at(call: &Syscall<'_>, base: Option<FilePlace>, path: &[u8], opening: Opening) -> Result<Opened, Errno> {
+    open::open(base, path, opening, |process| found(process, call.task), show::is_process)
 }
 
 /// The process whose file a path of `task` names.
@@ -305,11 +311,10 @@ pub(super) fn place_of(
         if descriptor as i32 != AT_FDCWD {
             return any_file(call, descriptor);
         }
-        return open::open(working_directory(call), b".", opening, |process| found(process, call.task))
-            .map(|opened| opened.file);
+        return open_at(call, working_directory(call), b".", opening).map(|opened| opened.file);
     }
     let base = base_of(call, descriptor, path)?;
-    open::open(base, path, opening, |process| found(process, call.task)).map(|opened| opened.file)
+    open_at(call, base, path, opening).map(|opened| opened.file)
 }
 
 /// Without a path it is fstat, which looks at no flags then, as on Linux.

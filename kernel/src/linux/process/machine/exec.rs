@@ -21,6 +21,7 @@ use granule_arch::features::Mte;
 use granule_arch::patched_branch;
 
 use super::exit;
+use super::show;
 use super::state::Handlers;
 use super::task::Task;
 use super::tree::PROCESSES;
@@ -141,7 +142,7 @@ impl ProgramFile for Executable {
 /// Those of the path. `ENOMEM`.
 #[inline(never)]
 pub fn open(base: Option<FilePlace>, path: &[u8]) -> Result<Executable, ExecError> {
-    let found = files::walk(base.clone(), path, Follow::Always).and_then(Found::existing);
+    let found = files::walk(base.clone(), path, Follow::Always, show::is_process).and_then(Found::existing);
     let place = found.map_err(|error| match error {
         Errno::ENOENT => PathError::NotFound.into(),
         error => ExecError::Errno(error),

@@ -80,6 +80,11 @@ pub fn find(id: u32) -> Option<ProcSubject> {
     Some(ProcSubject { id, serial, space: unreleased(space).as_ref().map(SpaceHandle::new) })
 }
 
+/// Whether there is a process with this number, or with a thread with it.
+pub fn is_process(id: u32) -> bool {
+    PROCESSES.lock().find_of_thread(id).is_some()
+}
+
 /// The space that the thread `id` of a process has.
 fn space_of_its(process: &Process, id: u32) -> Option<SpaceRef> {
     let state = process.lock();
