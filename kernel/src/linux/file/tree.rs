@@ -282,7 +282,7 @@ impl<C> Names<C> {
         (found.directory == directory.number).then_some(found)
     }
 
-    /// Adds a name, in `directory`, of its node.
+    /// Adds a name, in `directory`, of its node, whose links have it already.
     fn insert(&mut self, mut name: PoolBox<Name<C>>, directory: &NodeRef<C>, now: Moment) {
         name.place = self.next_place;
         self.next_place += 1;
@@ -290,9 +290,6 @@ impl<C> Names<C> {
             let mut state = name.node.state.lock();
             if name.node.is_directory() {
                 (state.parent, state.place) = (Some(directory.clone()), name.place);
-                state.links = state.links.max(2);
-            } else {
-                state.links += 1;
             }
             state.attributes.changed = now;
         }
@@ -302,7 +299,7 @@ impl<C> Names<C> {
         self.by_name.insert(name);
     }
 
-    /// Takes a name of `directory` that there is. Its node has one name less, which a directory may get again.
+    /// Takes a name of `directory` that there is. The links of its node still have it: it gets another, or loses one.
     fn take(&mut self, directory: &Node<C>, name: &[u8], now: Moment) -> Option<PoolBox<Name<C>>> {
         let found: *const Name<C> = self.find(directory, name)?;
         // SAFETY: it was just found in the tree.
@@ -315,9 +312,6 @@ impl<C> Names<C> {
         {
             let mut state = taken.node.state.lock();
             state.may_be_named = false;
-            if !taken.node.is_directory() {
-                state.links -= 1;
-            }
             state.attributes.changed = now;
         }
         Some(taken)
@@ -512,6 +506,7 @@ impl<C> Tree<C> {
         if nodes > most {
             return Err(Errno::ENOSPC);
         }
+        node.add_links(if node.is_directory() { 2 } else { 1 });
         names.insert(name, directory, self.now());
         Ok(())
     }
@@ -532,7 +527,7 @@ impl<C> Tree<C> {
             }
             let taken = names.take(directory, name, self.now());
             if let Some(taken) = &taken {
-                end(&taken.node);
+                lose_link(&taken.node);
             }
             taken
         };
@@ -582,7 +577,7 @@ impl<C> Tree<C> {
             }
             (_, _, name) => {
                 taken = name;
-                replaced.iter().for_each(|replaced| end(&replaced.node));
+                replaced.iter().for_each(|replaced| lose_link(&replaced.node));
             }
         }
         drop(names);
@@ -669,11 +664,10 @@ pub fn node<C>(
     Ok(Counted::try_new_with(&pools.nodes, || Node { number, device, kind, state: IrqLock::new(state) })?)
 }
 
-/// A directory that has lost its name has no links any more.
-fn end<C>(node: &Node<C>) {
-    if node.is_directory() {
-        node.state.lock().links = 0;
-    }
+/// A node has lost a name; a directory has no links then.
+fn lose_link<C>(node: &Node<C>) {
+    let mut state = node.state.lock();
+    state.links = if node.is_directory() { 0 } else { state.links.saturating_sub(1) };
 }
 
 /// Checks that a directory may lose its last name.
