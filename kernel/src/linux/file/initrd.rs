@@ -389,12 +389,13 @@ fn replace<C>(tree: &Tree<C>, directory: &NodeRef<C>, name: &[u8], node: &NodeRe
 pub(crate) mod tests {
     use proptest::prelude::*;
     use std::boxed::Box;
+    use std::string::String;
     use std::vec::Vec;
 
     use super::super::proc::{ProcEntry, ProcFile, ProcId};
     use super::super::tree::{Moment, Pools};
     use super::super::walk::{Follow, Found, Place, walk};
-    use super::{ArchiveError, END, Errno, NodeKind, Tree, bare, files, programs, put, tree, unpack};
+    use super::{ArchiveError, END, Errno, NameIn, NodeKind, Removal, Tree, bare, files, programs, put, tree, unpack};
     use crate::mm::frame::tests::leaked;
     use granule_abi::file::{S_IFDIR, S_IFMT, S_IFREG};
 
@@ -551,6 +552,11 @@ pub(crate) mod tests {
         let pagemap = ProcEntry::File(ProcId::Own, ProcFile::Pagemap);
         let found = find(&tree, b"/proc//./self/../self/pagemap");
         assert!(matches!(found, Ok(Place::Proc(entry)) if entry == pagemap));
+        for (path, is_there) in
+            [("999", true), ("999/..", true), ("1000", false), ("1000/..", false), ("1000/maps", false)]
+        {
+            assert_eq!(find(&tree, format!("proc/{path}").as_bytes()).is_ok(), is_there, "{path}");
+        }
         assert_eq!(find(&tree, b"proc/self/pagemap/..").err(), Some(Errno::ENOTDIR));
         assert_eq!(find(&tree, b"proc/self/nothing").err(), Some(Errno::ENOENT));
         assert!(matches!(find(&tree, b"proc/.."), Ok(Place::Node(node)) if node.is(tree.root())));
@@ -634,6 +640,25 @@ pub(crate) mod tests {
         assert_eq!(contents(&archive, "good"), Ok(b"\x01\x02\xff".as_slice()));
         assert_eq!(contents(&archive, "bad"), Err(Errno::ENOENT));
         assert_eq!(unpacked(&archive).1, Err(ArchiveError::Checksum(bad)));
+    }
+
+    #[test]
+    fn nothing_is_below_a_file_or_above_the_root() {
+        let mut archive = Vec::new();
+        for name in ["f", "f/x/y", "f/x", "d/../up", "..", "d/e"] {
+            add(&mut archive, name, 0o100_644, b"one");
+        }
+        let long = "t".repeat(4096);
+        add(&mut archive, "long", 0o120_777, long.as_bytes());
+        add(&mut archive, "link", 0o120_777, &long.as_bytes()[..4095]);
+        let (tree, error) = unpacked(&archive);
+        assert_eq!(error, Ok(()));
+        let names = core::iter::successors(tree.next(tree.root(), 0), |found| tree.next(tree.root(), found.place));
+        let names: Vec<_> = names.map(|found| String::from_utf8(found.name.to_vec()).unwrap()).collect();
+        assert_eq!(names, ["f", "d", "link"]);
+        assert_eq!(contents(&archive, "d/e"), Ok(b"one".as_slice()));
+        let name = NameIn { directory: tree.root(), name: b"f", slash: false };
+        assert_eq!(tree.unlink(name, Removal::File), Ok(()));
     }
 
     #[test]

@@ -260,6 +260,75 @@ fn there_are_no_more_nodes_than_there_may_be() {
 }
 
 #[test]
+fn further_names_count_as_nodes() {
+    let pools = Box::leak(Box::new(Pools::<Bytes>::new(leaked(2))));
+    let tree = Tree::new(pools, 4, Moment::default).unwrap();
+    let make = || tree.node(NodeKind::Other, Attributes::new(0, Moment::default()));
+    let node = make().unwrap();
+    for name in [b"a", b"b", b"c"] {
+        tree.link(tree.root(), name, &node).unwrap();
+    }
+    assert_eq!((tree.nodes(), make().err()), ((4, 4), Some(Errno::ENOSPC)));
+    assert_eq!(tree.link(tree.root(), b"d", &node), Err(Errno::ENOSPC));
+    assert_eq!(node.attributes().1, 3);
+    let [old, new] = [b"a", b"d"].map(|name| NameIn { directory: tree.root(), name, slash: false });
+    assert_eq!(tree.rename(old, new, Renaming::Replace), Ok(()));
+    tree.unlink(new, Removal::File).unwrap();
+    assert_eq!((tree.nodes(), make().is_ok()), ((3, 4), true));
+}
+
+#[test]
+fn a_path_is_no_longer_than_a_page() {
+    let tree = tree();
+    let mut here = tree.root().clone();
+    for (depth, name) in (1..=32).map(|depth| (depth, if depth == 32 { 126 } else { 127 })) {
+        let node = tree.node(NodeKind::Directory, Attributes::new(S_IFDIR, Moment::default())).unwrap();
+        tree.link(&here, &std::vec![b'n'; name], &node).unwrap();
+        here = node;
+        assert_eq!(tree.path(&here).map(|path| path.len()), Ok(128 * depth - usize::from(depth == 32)));
+    }
+    let node = tree.node(NodeKind::Directory, Attributes::new(S_IFDIR, Moment::default())).unwrap();
+    tree.link(&here, b"n", &node).unwrap();
+    assert_eq!(tree.path(&node), Err(Errno::ENAMETOOLONG));
+}
+
+#[test]
+fn a_target_is_in_its_node_or_in_a_frame() {
+    let tree = tree();
+    for length in [0, 1, SHORT, SHORT + 1, PAGE_SIZE - 1] {
+        let target = std::vec![b't'; length];
+        let node = tree.symbolic_link(&target, Attributes::new(0, Moment::default())).unwrap();
+        assert!(matches!(&node.kind, NodeKind::Link(found) if **found == *target));
+        assert_eq!(node.size(), length as u64);
+    }
+    let target = std::vec![b't'; PAGE_SIZE];
+    let refused = tree.symbolic_link(&target, Attributes::new(0, Moment::default()));
+    assert_eq!(refused.err(), Some(Errno::ENAMETOOLONG));
+}
+
+#[test]
+fn a_node_that_is_renamed_has_its_links_meanwhile() {
+    use core::sync::atomic::AtomicBool;
+    let tree = tree();
+    let node = tree.node(NodeKind::Other, Attributes::new(0, Moment::default())).unwrap();
+    tree.link(tree.root(), b"a", &node).unwrap();
+    let ends = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ends.load(Ordering::Relaxed) {
+                assert_eq!(node.attributes().1, 1);
+            }
+        });
+        for _ in 0..2000 {
+            let [a, b] = [b"a", b"b"].map(|name| NameIn { directory: tree.root(), name, slash: false });
+            tree.rename(a, b, Renaming::Replace).unwrap();
+            tree.rename(b, a, Renaming::Replace).unwrap();
+        }
+        ends.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
 fn a_call_without_memory_changes_nothing() {
     // With a few more frames at each time, as far as the call comes.
     for frames in 0..12 {
