@@ -173,7 +173,7 @@ pub fn open(
     }
     if creates && let (Place::Node(directory), Last::Name(name), None) = (&found.directory, &found.last, &found.place) {
         // What is new needs no permission.
-        let file = OpenFile::new(Kind::Node(new_file(mode)?), kept(flags))?;
+        let file = OpenFile::new(Kind::Node(new_file(directory, mode)?), kept(flags))?;
         return Ok(Opened { file, new_name: Some((directory.clone(), name.clone())) });
     }
     let place = found.existing()?;
@@ -216,9 +216,9 @@ fn follow(path: &[u8], flags: u32) -> Follow {
     }
 }
 
-fn new_file(mode: u32) -> Result<FileNodeRef, Errno> {
+fn new_file(directory: &FileNodeRef, mode: u32) -> Result<FileNodeRef, Errno> {
     let kind = NodeKind::File(FileContents::from([].as_slice()));
-    files::tree()?.node(kind, Attributes::new(S_IFREG | mode & 0o7777, files::now()))
+    files::tree()?.node(kind, directory.attributes_in(S_IFREG | mode & 0o7777, files::now()))
 }
 
 /// Opens a file without a name (`O_TMPFILE`).
@@ -229,12 +229,12 @@ fn open_unnamed(
     is_process: IsProcess,
 ) -> Result<FileRef, Errno> {
     let follow = if flags & O_NOFOLLOW == 0 { Follow::Always } else { Follow::BeforeSlash };
-    match files::walk(base, path, follow, is_process)?.existing()? {
-        Place::Node(node) if node.is_directory() => {}
+    let directory = match files::walk(base, path, follow, is_process)?.existing()? {
+        Place::Node(node) if node.is_directory() => node,
         Place::Node(_) | Place::Proc(ProcEntry::File(..)) => return Err(Errno::ENOTDIR),
         Place::Proc(_) => return Err(Errno::ENOTSUP),
-    }
-    let node = new_file(mode)?;
+    };
+    let node = new_file(&directory, mode)?;
     if flags & O_EXCL != 0 {
         node.forbid_names();
     }
@@ -403,7 +403,7 @@ impl OpenFile {
     pub fn set_flags(&self, flags: u32) -> Result<(), Errno> {
         const CHANGE: u32 = O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME;
         let has_direct = match &self.kind {
-            Kind::Node(node) => node.device == tree::DEVICE,
+            Kind::Node(node) => node.device == tree::DEVICE && Regular::of(node).is_some(),
             kind => matches!(kind, Kind::Pipe(_)),
         };
         if flags & O_DIRECT != 0 && !has_direct {
@@ -654,6 +654,7 @@ impl OpenFile {
             }
             Kind::Node(_) | Kind::Proc(_) | Kind::ProcDirectory(_) => match contents {
                 Some(contents) => contents.size() as i64,
+                None if matches!(self.kind, Kind::ProcDirectory(_)) => 0,
                 // They have no size that they could be measured by.
                 None if matches!(whence, SEEK_SET | SEEK_CUR) => 0,
                 None => return Err(Errno::EINVAL),

@@ -31,6 +31,8 @@ use crate::sync::{IrqLock, rank};
 
 /// Bytes of the longest name (`NAME_MAX`).
 pub const NAME: usize = 255;
+/// What is made in a directory gets its group.
+const S_ISGID: u32 = 0o2000;
 /// Bytes that a directory counts for each of its names, `.` and `..` too (`BOGO_DIRENT_SIZE`).
 const NAME_SIZE: u64 = 20;
 
@@ -171,6 +173,16 @@ impl<C> Node<C> {
     pub fn attributes(&self) -> (Attributes, u32) {
         let state = self.state.lock();
         (state.attributes, state.links)
+    }
+
+    /// Those of what is made in this directory: where it has `S_ISGID`, of its group, and directories have that too.
+    pub fn attributes_in(&self, mode: u32, now: Moment) -> Attributes {
+        let (own, _) = self.attributes();
+        if own.mode & S_ISGID == 0 {
+            return Attributes::new(mode, now);
+        }
+        let inherited = if mode & S_IFMT == S_IFDIR { S_ISGID } else { 0 };
+        Attributes { group: own.group, ..Attributes::new(mode | inherited, now) }
     }
 
     /// Has `change` change the attributes.

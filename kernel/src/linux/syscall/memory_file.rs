@@ -53,10 +53,8 @@ pub(super) fn resize(call: &Syscall<'_>, file: &Regular<'_>, size: u64) -> Answe
 pub(super) fn fsync(call: &mut Syscall<'_>) -> Answer {
     let file = file(call, call.argument::<0>())?;
     match file.kind() {
-        Kind::Console | Kind::Device(_) | Kind::Pipe(_) | Kind::Event(_) | Kind::Process(_) | Kind::Proc(_) => {
-            Err(Errno::EINVAL)
-        }
-        _ => Ok(0),
+        Kind::Node(_) => Ok(0),
+        _ => Err(Errno::EINVAL),
     }
 }
 

@@ -61,7 +61,7 @@ pub(super) fn mkdirat(call: &mut Syscall<'_>) -> Answer {
     let (directory, name) = new_name(&found, true)?;
     let mode = call.argument::<2>() as u32 & 0o1777 & !umask(call);
     let tree = files::tree()?;
-    let node = tree.node(NodeKind::Directory, Attributes::new(S_IFDIR | mode, files::now()))?;
+    let node = tree.node(NodeKind::Directory, directory.attributes_in(S_IFDIR | mode, files::now()))?;
     tree.link(directory, name, &node).map(|()| 0)
 }
 
@@ -74,7 +74,7 @@ pub(super) fn symlinkat(call: &mut Syscall<'_>) -> Answer {
     let found = walk(call, call.argument::<1>(), &path)?;
     let (directory, name) = new_name(&found, false)?;
     let tree = files::tree()?;
-    let node = tree.symbolic_link(&target, Attributes::new(S_IFLNK | 0o777, files::now()))?;
+    let node = tree.symbolic_link(&target, directory.attributes_in(S_IFLNK | 0o777, files::now()))?;
     tree.link(directory, name, &node).map(|()| 0)
 }
 
@@ -163,6 +163,10 @@ fn rename(call: &Syscall<'_>, renaming: Renaming) -> Answer {
         (_, Last::TooLong) => return Err(Errno::ENOENT),
         _ => {}
     }
+    if !is_in_tree(&from) {
+        let are_there = from.place.is_some() && to.place.is_some();
+        return Err(if are_there { Errno::EPERM } else { Errno::ENOENT });
+    }
     let (from, to) = (name_in(&from).ok_or(Errno::EPERM)?, name_in(&to).ok_or(Errno::EPERM)?);
     files::tree()?.rename(from, to, renaming).map(|()| 0)
 }
@@ -181,7 +185,7 @@ fn access(call: &Syscall<'_>, flags: u32) -> Answer {
         return Err(Errno::EINVAL);
     }
     let file = place(call, flags)?;
-    let Attributes { mode: has, .. } = file.stat().attributes;
+    let has = file.node().map_or_else(|| file.stat().attributes.mode, |node| node.attributes().0.mode);
     if mode & X_OK != 0 && has & S_IFMT == S_IFREG && has & 0o111 == 0 {
         return Err(Errno::EACCES);
     }
@@ -211,9 +215,19 @@ pub(super) fn fchmodat2(call: &mut Syscall<'_>) -> Answer {
     change_mode(&*place(call, flags)?, call.argument::<2>() as u32)
 }
 
-/// Of what has no node the mode stays.
+/// The node whose attributes change. Those of the others stay, and of some Linux refuses to change them.
+fn to_change(file: &OpenFile) -> Result<Option<&FileNodeRef>, Errno> {
+    match file.kind() {
+        Kind::Event(_) | Kind::Process(_) | Kind::Userfault(_) => Err(Errno::ENOTSUP),
+        _ => Ok(file.node()),
+    }
+}
+
 fn change_mode(file: &OpenFile, mode: u32) -> Answer {
-    let Some(node) = file.node() else { return Ok(0) };
+    if matches!(file.kind(), Kind::Proc(_) | Kind::ProcDirectory(ProcEntry::Process(_))) {
+        return Err(Errno::EPERM);
+    }
+    let Some(node) = to_change(file)? else { return Ok(0) };
     if let NodeKind::Link(_) = node.kind {
         return Err(Errno::ENOTSUP);
     }
@@ -252,7 +266,7 @@ fn change_owner(file: &OpenFile, user: u32, group: u32) -> Answer {
     const SET_USER: u32 = 0o4000;
     const SET_GROUP: u32 = 0o2000;
     const OF_GROUP: u32 = 0o010;
-    let Some(node) = file.node() else { return Ok(0) };
+    let Some(node) = to_change(file)? else { return Ok(0) };
     node.change(|attributes| {
         if user != KEEP {
             attributes.user = user;
@@ -272,6 +286,8 @@ fn change_owner(file: &OpenFile, user: u32, group: u32) -> Answer {
 }
 
 pub(super) fn utimensat(call: &mut Syscall<'_>) -> Answer {
+    /// Nanoseconds.
+    const SECOND: u32 = 1_000_000_000;
     let (descriptor, flags, at) = (call.argument::<0>(), call.argument::<3>() as u32, call.address::<2>());
     let now = files::now();
     let mut times = [Some(now); 2];
@@ -282,8 +298,8 @@ pub(super) fn utimensat(call: &mut Syscall<'_>) -> Answer {
             *time = match nanoseconds {
                 UTIME_NOW => Some(now),
                 UTIME_OMIT => None,
-                0..=999_999_999 => Some(Moment { seconds: seconds as i64, nanoseconds: nanoseconds as u32 }),
-                _ => return Err(Errno::EINVAL),
+                // Too many are refused once there is a file, as on Linux.
+                _ => Some(Moment { seconds: seconds as i64, nanoseconds: nanoseconds.min(SECOND.into()) as u32 }),
             };
         }
         if times == [None; 2] {
@@ -301,7 +317,10 @@ pub(super) fn utimensat(call: &mut Syscall<'_>) -> Answer {
     } else {
         place(call, flags)?
     };
-    if let Some(node) = file.node() {
+    if times.iter().flatten().any(|time| time.nanoseconds >= SECOND) {
+        return Err(Errno::EINVAL);
+    }
+    if let Some(node) = to_change(&file)? {
         node.change(|attributes| {
             let [accessed, modified] = times;
             attributes.accessed = accessed.unwrap_or(attributes.accessed);
