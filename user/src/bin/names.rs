@@ -23,7 +23,8 @@ fn run(start: Start) -> u8 {
     equal("umask", call(UMASK, [0o022]), Ok(0o022));
     parts! { ()
         working_directories umasks what_is_removed_while_open directories_that_are_removed files_without_names
-        links_and_times listings pages_of_files as_much_as_there_is written_programs
+        links_and_times listings pages_of_files as_much_as_there_is written_programs sparse_programs
+        attributes_of_others deep_paths
     }
     shared_surroundings();
     tables::all(prints);
@@ -405,9 +406,8 @@ fn as_much_as_there_is() {
     equal("given back", room(), [all, free]);
 }
 
-/// A program that was written, and a script that names it by a path that is not from the root.
-fn written_programs() {
-    let program = make(c"p");
+/// Writes a program that exits with 7.
+fn write_program(program: u64) {
     // One segment, whose code is `mov x0, #7; mov x8, #93; svc #0`.
     let mut words = [0_u64; 18];
     words[..8].copy_from_slice(&[
@@ -423,10 +423,17 @@ fn written_programs() {
     words[8..15].copy_from_slice(&[0x5_0000_0001, 0, 0x40_0000, 0x40_0000, 0x90, 0x90, 0x1000]);
     words[15..17].copy_from_slice(&[0xd280_0ba8_d280_00e0, 0xd400_0001]);
     equal("written", call(WRITE, [program, words.as_ptr() as u64, 144]), Ok(144));
-    let execute = |path: &CStr| {
-        let child = process::spawn(|| process::execute(path, &[path]) as u8);
-        process::wait(child)
-    };
+}
+
+fn execute(path: &CStr) -> u32 {
+    let child = process::spawn(|| process::execute(path, &[path]) as u8);
+    process::wait(child)
+}
+
+/// A program that was written, and a script that names it by a path that is not from the root.
+fn written_programs() {
+    let program = make(c"p");
+    write_program(program);
     let script = make(c"s");
     equal("written", write(script, "#!p\n"), Ok(4));
     close(program);
@@ -441,4 +448,119 @@ fn written_programs() {
     equal("a link", (go(c"/tmp/names"), symlink(c"p", c"l"), execute(c"l")), (Ok(0), Ok(0), exited(7)));
     equal("a directory", execute(c"."), exited(EACCES as u8));
     equal("removed", (unlink(c"p", 0), unlink(c"s", 0), unlink(c"l", 0)), (Ok(0), Ok(0), Ok(0)));
+}
+
+/// Files that are longer than memory: no program, a script, and a program.
+fn sparse_programs() {
+    const LENGTH: u64 = 4 << 30;
+    const NO_PROGRAM: u8 = 8;
+    let make = |path: &CStr| {
+        let file = make(path);
+        equal("a mode", call(FCHMOD, [file, 0o755]), Ok(0));
+        equal("long", call(FTRUNCATE, [file, LENGTH]), Ok(0));
+        file
+    };
+    close(make(c"n"));
+    equal("no program", execute(c"n"), exited(NO_PROGRAM));
+    let program = make(c"p");
+    write_program(program);
+    close(program);
+    equal("a program", execute(c"p"), exited(7));
+    let names = [c"1", c"2", c"3", c"4", c"5", c"6"];
+    for (index, name) in names.into_iter().enumerate() {
+        let script = make(name);
+        let line = ["#!p\n", "#!1\n", "#!2\n", "#!3\n", "#!4\n", "#!5\n"][index];
+        equal("written", write(script, line), Ok(4));
+        close(script);
+    }
+    equal("five scripts", execute(c"5"), exited(7));
+    equal("six", execute(c"6"), exited(ELOOP as u8));
+    names.into_iter().chain([c"n", c"p"]).for_each(|name| equal("removed", unlink(name, 0), Ok(0)));
+}
+
+/// What has no attributes to change, what inherits some, and processes that are not there.
+fn attributes_of_others() {
+    let chmod = |path: &CStr, mode| call(FCHMODAT, [HERE, path.as_ptr() as u64, mode]);
+    let set = |file: u64| {
+        let mode = call(FCHMOD, [file, 0o600]);
+        let owner = call(FCHOWN, [file, 0, 0]);
+        (mode, owner, call(UTIMENSAT, [file, 0, [1_u64, 2, 3, 4].as_ptr() as u64, 0]))
+    };
+    let refused = (Err(ENOTSUP), Err(ENOTSUP), Err(ENOTSUP));
+    let counter = call(EVENTFD2, [0, 0]).expect("a counter");
+    equal("a counter", set(counter), refused);
+    let process = call(PIDFD_OPEN, [call(GETPID, []).expect("a number"), 0]).expect("a process");
+    equal("a process", set(process), refused);
+    let mut ends = [0_u32; 2];
+    equal("a pipe", call(PIPE2, [ends.as_mut_ptr() as u64, 0]), Ok(0));
+    equal("a pipe", set(ends[0].into()), (Ok(0), Ok(0), Ok(0)));
+    [counter, process, ends[0].into(), ends[1].into()].into_iter().for_each(close);
+    for (path, answer) in [(c"/proc", Ok(0)), (c"/proc/self/maps", Err(EPERM)), (c"/proc/self/.", Err(EPERM))] {
+        equal("in /proc", chmod(path, 0o555), answer);
+    }
+    let times =
+        |path: &CStr| call(UTIMENSAT, [HERE, path.as_ptr() as u64, [0_u64, 2_000_000_000, 0, 0].as_ptr() as u64, 0]);
+    equal("too many nanoseconds", (times(c"none"), times(c".")), (Err(ENOENT), Err(EINVAL)));
+    for (old, new, answer) in [
+        (c"/proc/self/maps", c"/proc/self/none", ENOENT),
+        (c"/proc/self/none", c"/proc/self/maps", ENOENT),
+        (c"/proc/self/maps", c"/proc/self/stat", EPERM),
+    ] {
+        equal("a rename in /proc", rename(old, new, 0), Err(answer));
+    }
+    let here = open(c".", O_RDONLY).expect("a directory");
+    equal("direct", call(FCNTL, [here, F_SETFL.into(), O_DIRECT.into()]), Err(EINVAL));
+    close(here);
+    for path in [c"/proc", c"/proc/self/."] {
+        let file = open(path, O_RDONLY).expect("a directory");
+        let seek = |offset: u64, whence: u32| call(LSEEK, [file, offset, whence.into()]);
+        equal("its end", (seek(0, SEEK_END), seek(5, SEEK_END), seek(0, SEEK_DATA)), (Ok(0), Ok(5), Err(ENXIO)));
+        equal("synchronous", call(FSYNC, [file]), Err(EINVAL));
+        close(file);
+    }
+    let mut long = [b'n'; 258];
+    long[256..].copy_from_slice(b"/\0");
+    let long = CStr::from_bytes_with_nul(&long).expect("a path");
+    equal("a long name", (open(long, O_CREAT), open(long, 0)), (Err(EISDIR), Err(ENAMETOOLONG)));
+    for path in [c"/proc/4000000", c"/proc/4000000/", c"/proc/4000000/..", c"/proc/4000000/../self/maps"] {
+        let answers = (stat(path).map(drop), open(path, O_RDONLY).map(drop), go(path).map(drop));
+        equal("no process", answers, (Err(ENOENT), Err(ENOENT), Err(ENOENT)));
+    }
+    inherited_groups();
+}
+
+fn inherited_groups() {
+    equal("a directory", mkdir(c"g"), Ok(0));
+    equal("of a group", call(FCHOWNAT, [HERE, c"g".as_ptr() as u64, u64::MAX, 7, 0]), Ok(0));
+    let made = || {
+        equal("made", (mkdir(c"g/d"), symlink(c"x", c"g/l")), (Ok(0), Ok(0)));
+        let (file, unnamed) = (make(c"g/f"), open(c"g", O_TMPFILE | O_RDWR).expect("a file"));
+        let of_path = |path| stat(path).map(|stat| (stat.st_gid, stat.st_mode)).expect("a stat");
+        let found =
+            [of_path(c"g/d"), of_path(c"g/l"), of_path(c"g/f"), (fstat(unnamed).st_gid, fstat(unnamed).st_mode)];
+        [file, unnamed].into_iter().for_each(close);
+        equal("removed", (unlink(c"g/d", AT_REMOVEDIR), unlink(c"g/l", 0), unlink(c"g/f", 0)), (Ok(0), Ok(0), Ok(0)));
+        found
+    };
+    let file = S_IFREG | 0o644;
+    equal("not inherited", made(), [(0, S_IFDIR | 0o755), (0, S_IFLNK | 0o777), (0, file), (0, file)]);
+    equal("a mode", call(FCHMODAT, [HERE, c"g".as_ptr() as u64, 0o2755]), Ok(0));
+    equal("inherited", made(), [(7, S_IFDIR | 0o2755), (7, S_IFLNK | 0o777), (7, file), (7, file)]);
+    equal("removed", unlink(c"g", AT_REMOVEDIR), Ok(0));
+}
+
+/// A directory whose path is longer than a page.
+fn deep_paths() {
+    let mut name = [b'd'; 256];
+    name[255] = 0;
+    let name = CStr::from_bytes_with_nul(&name).expect("a name");
+    for depth in 1..=16 {
+        equal("deeper", (mkdir(name), go(name)), (Ok(0), Ok(0)));
+        let answer = if depth == 16 { ENAMETOOLONG } else { ERANGE };
+        equal("its path", here(10).0, Err(answer));
+    }
+    equal("its path", here(65_536).0, Err(ENAMETOOLONG));
+    for _ in 1..=16 {
+        equal("back", (go(c".."), unlink(name, AT_REMOVEDIR)), (Ok(0), Ok(0)));
+    }
 }
