@@ -538,9 +538,9 @@ impl OpenFile {
         self.position.fetch_update(Ordering::Relaxed, Ordering::Relaxed, most).unwrap_or_default()
     }
 
-    /// Moves the position to `end`, unless another has moved it from `before` concurrently.
-    pub fn move_position(&self, before: u64, end: u64) {
-        let _ = self.position.compare_exchange(before, end, Ordering::Relaxed, Ordering::Relaxed);
+    /// Moves the position to `end`, unless another has moved it from `before` concurrently; returns whether it did.
+    pub fn move_position(&self, before: u64, end: u64) -> bool {
+        self.position.compare_exchange(before, end, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// Checks that `bytes` bytes from the position on have positions.

@@ -473,23 +473,27 @@ pub(super) fn getdents64(call: &mut Syscall<'_>) -> Answer {
     {
         return Err(Errno::ENOENT);
     }
-    let (mut done, mut position) = (0, file.position());
+    let mut done = 0;
     let outcome = loop {
+        let position = file.position();
         let Some(listed) = listed(&directory, position)? else { break Ok(()) };
         let bytes = listed.bytes();
         if done + bytes.len() as u64 > room {
             break Err(Errno::EINVAL);
         }
-        if let Err(error) = uaccess::copy_to_user(VirtAddr(to.0.wrapping_add(done)), &bytes) {
-            break Err(error.into());
+        // Of readers at once each has names of its own.
+        if file.move_position(position, listed.next) {
+            if let Err(error) = uaccess::copy_to_user(VirtAddr(to.0.wrapping_add(done)), &bytes) {
+                file.move_position(listed.next, position);
+                break Err(error.into());
+            }
+            done += bytes.len() as u64;
         }
-        (done, position) = (done + bytes.len() as u64, listed.next);
         if call.is_killed() {
             break Ok(());
         }
         relax();
     };
-    file.set_position(position);
     if done == 0 { outcome.map(|()| 0) } else { Ok(done) }
 }
 
