@@ -480,7 +480,7 @@ impl<C> Tree<C> {
             Err(_) if target.len() >= PAGE_SIZE => return Err(Errno::ENAMETOOLONG),
             Err(_) => {
                 let mut bytes = PagedBytes::zeros(self.pools.frames, target.len())?;
-                bytes.copy_from_slice(target);
+                bytes.iter_mut().zip(target).for_each(|(place, byte)| *place = *byte);
                 LinkTarget::Long(bytes)
             }
         };
