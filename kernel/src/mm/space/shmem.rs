@@ -555,7 +555,7 @@ impl Object {
 
     /// The frame of `page`, if the page is before the end and [here](Presence::Here), or [on its
     /// way](Presence::OnItsWay).
-    pub(super) fn present(&self, cpu: &Cpu, page: u64) -> Result<Option<Found<'_, Machine>>, OutOfMemory> {
+    pub(super) fn present(&self, cpu: &Cpu, page: u64) -> Result<Option<Found<'_, Machine>>, NoPage> {
         if !self.has_inside(page) {
             return Ok(None);
         }

@@ -12,7 +12,7 @@ use granule::chip::timer;
 use granule::devices::pci::{self, Function};
 use granule::devices::virtio::mmio::{self, Node};
 use granule::linux::file::files;
-use granule::linux::file::tree::NodeKind;
+use granule::linux::file::tree::{LinkTarget, NodeKind};
 use granule::linux::process;
 use granule::mm::heap;
 use granule::mm::kernel::{self, area::AreaKind};
@@ -46,17 +46,15 @@ static AUDIT: Parameter = Parameter {
 /// An account: what it counts, and how much of that there is.
 type Account = (&'static str, usize);
 
-/// All that programs may leave behind: it is in the tree of files by its name, and that nothing else uses.
+/// What programs may leave behind: that which is in the tree of files by its name, and that nothing else uses.
 #[derive(Default)]
 struct InTree {
     names: usize,
     nodes: usize,
-    /// Targets of links, on the heap.
-    targets: usize,
     objects: usize,
     /// Of those that were written.
     pages: usize,
-    /// Pages, those that can be had again too, and their tables.
+    /// Pages, those that can be had again too, their tables, and long targets of links.
     frames: usize,
 }
 
@@ -75,7 +73,7 @@ impl InTree {
                 linked.push(node.number);
             }
             sum.nodes += 1;
-            sum.targets += usize::from(matches!(node.kind, NodeKind::Link(_)));
+            sum.frames += usize::from(matches!(node.kind, NodeKind::Link(LinkTarget::Long(_))));
             if let NodeKind::File(contents) = &node.kind
                 && let Some(kept) = contents.kept()
             {
@@ -137,7 +135,7 @@ impl Snapshot {
         count("frees of frames refused", frames.refused as usize);
         // Which objects of the heap are sampled depends on the time.
         let guarded = heap::guarded::guarded_heap().stats().in_use;
-        count("objects on the heap", heap.allocations + usize::from(guarded) - tree.targets);
+        count("objects on the heap", heap.allocations + usize::from(guarded));
         count("vmalloc areas", areas);
         let [spaces, areas_of_spaces, objects] = kernel.spaces.counts();
         count("spaces", spaces);

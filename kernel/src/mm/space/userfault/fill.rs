@@ -353,7 +353,7 @@ impl<'a> Place<'a> {
     fn map_present(&self, cpu: &Cpu, object: &Object) -> Result<Filled, FillError> {
         let (mmu, index) = (self.space.mmu(), self.area.page_at(self.page));
         loop {
-            let found = object.present(cpu, index)?.ok_or(FillError::Fault)?;
+            let found = object.present(cpu, index).map_err(|_| OutOfMemory)?.ok_or(FillError::Fault)?;
             {
                 let locked = self.space.lock_table(self.table);
                 let is_protected = self.fillable(Over::Markers).ok_or(FillError::Exists)?;
