@@ -12,7 +12,7 @@ use granule::devices::slot::Driver;
 use granule::iommu::DmaAddress;
 use granule::kernel;
 use granule::linux::errno::Errno;
-use granule::linux::file::initrd;
+use granule::linux::file::{files, initrd};
 use granule::linux::process;
 use granule::linux::process::signal::Signal;
 use granule::linux::process::stack::Words;
@@ -688,6 +688,8 @@ pub(crate) fn in_use() -> usize {
 // took comes back. From some k on it runs to its end.
 target_test!(memory_may_run_out_at_any_step_of_a_programs_life, limit(120));
 fn memory_may_run_out_at_any_step_of_a_programs_life(t: &mut Test) {
+    // The first path makes the tree of files, which stays.
+    t.check("there is a tree", files::tree().is_ok());
     // The frames for the program are those that were freed, and the reserve takes none of them.
     let reserve = kernel().frames.reserve();
     kernel().frames.set_reserve(0);
