@@ -478,7 +478,7 @@ fn sparse_programs() {
     names.into_iter().chain([c"n", c"p"]).for_each(|name| equal("removed", unlink(name, 0), Ok(0)));
 }
 
-/// What has no attributes to change, what inherits some, and processes that are not there.
+/// Files without attributes to change, some that inherit them, and processes that are not there.
 fn attributes_of_others() {
     let chmod = |path: &CStr, mode| call(FCHMODAT, [HERE, path.as_ptr() as u64, mode]);
     let set = |file: u64| {

@@ -74,7 +74,7 @@ pub fn tree() -> Result<&'static Tree<FileContents>, Errno> {
     Ok(TREE.call_once(|| new))
 }
 
-/// What was added to the tree. It goes on without what the archives leave no room for: only with more memory may that
+/// The nodes that were added to the tree. It goes on without what the archives leave no room for: only with more memory may that
 /// change.
 fn without<T>(name: &str, added: Result<T, Errno>) -> Result<Option<T>, Errno> {
     match added {

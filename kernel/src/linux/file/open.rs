@@ -172,7 +172,7 @@ pub fn open(
         return Err(Errno::EISDIR);
     }
     if creates && let (Place::Node(directory), Last::Name(name), None) = (&found.directory, &found.last, &found.place) {
-        // What is new needs no permission.
+        // A file that is new needs no permission.
         let file = OpenFile::new(Kind::Node(new_file(directory, mode)?), kept(flags))?;
         return Ok(Opened { file, new_name: Some((directory.clone(), name.clone())) });
     }
@@ -698,7 +698,7 @@ impl OpenFile {
         self.position.load(Ordering::Relaxed)
     }
 
-    /// What a stat has of it.
+    /// Its attributes, as a stat has them.
     pub fn stat(&self) -> FileStat {
         let special = |number: usize, mode: u32| FileStat {
             device: DEVICE_OF_OTHERS,
@@ -734,7 +734,7 @@ impl OpenFile {
 /// The device of files that are on none of their own: the tree's.
 const DEVICE_OF_OTHERS: u64 = tree::DEVICE;
 
-/// What a stat shows.
+/// The attributes that a stat shows.
 pub struct FileStat {
     /// The device that it is on.
     pub device: u64,

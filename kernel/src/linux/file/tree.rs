@@ -7,7 +7,7 @@
 //! A name holds its node, and a directory holds the one above it, also when it was removed: `..` leads there still. A
 //! node ends with its last name and its last user; its contents end with it.
 //!
-//! What can fail comes before the lock; what is dropped is dropped after it.
+//! Steps that can fail come before the lock; names and nodes are dropped after it.
 
 #![allow(unsafe_code, reason = "intrusive nodes")]
 
@@ -31,7 +31,7 @@ use crate::sync::{IrqLock, rank};
 
 /// Bytes of the longest name (`NAME_MAX`).
 pub const NAME: usize = 255;
-/// What is made in a directory gets its group.
+/// A node that is made in a directory gets its group.
 const S_ISGID: u32 = 0o2000;
 /// Bytes that a directory counts for each of its names, `.` and `..` too (`BOGO_DIRENT_SIZE`).
 const NAME_SIZE: u64 = 20;
@@ -126,7 +126,7 @@ impl Moment {
     }
 }
 
-/// What a stat shows of a node, beside its contents.
+/// The attributes that a stat shows of a node, beside its contents.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Attributes {
     /// The kind of file, and its permissions.
@@ -353,7 +353,7 @@ fn count<C>(directory: &Node<C>, more: i64, node: &Node<C>, now: Moment) {
     (state.attributes.modified, state.attributes.changed) = (now, now);
 }
 
-/// What a removal takes.
+/// The kind of node that a removal takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Removal {
     /// Anything but a directory.
@@ -362,7 +362,7 @@ pub enum Removal {
     Directory,
 }
 
-/// What a rename does where the new name is there.
+/// The way of a rename where the new name is there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Renaming {
     /// The node that had it loses it.

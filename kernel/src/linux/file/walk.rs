@@ -91,12 +91,12 @@ pub struct Found<C: 'static> {
     pub last: Last,
     /// Whether a slash follows it.
     pub slash: bool,
-    /// What has it; `None` if nothing does.
+    /// The place that has it; `None` if none does.
     pub place: Option<Place<C>>,
 }
 
 impl<C> Found<C> {
-    /// What is there.
+    /// The place that is there.
     ///
     /// # Errors
     /// `ENOENT`; `ENOTDIR`: a slash follows its name, and it is no directory.
@@ -187,7 +187,7 @@ pub fn walk<C>(
     }
 }
 
-/// What has a name in a directory, and the name.
+/// The place that has a name in a directory, and the name.
 fn step<C>(
     tree: &Tree<C>,
     here: &Place<C>,

@@ -126,7 +126,7 @@ pub struct Object {
     fills: AtomicUsize,
     /// The registers of a device, which are its one page. No frame is in its tree.
     registers: Option<PhysAddr>,
-    /// What its pages are counted in, if they are.
+    /// The limit that its pages are counted in, if they are.
     limit: Option<&'static PageLimit>,
     state: RwSem<Seals>,
     /// How many areas a program may write through, now or after a change of protection; -1 where there must be none.
@@ -275,7 +275,7 @@ impl Object {
         self.first_contents().is_some_and(|contents| !contents.is_empty())
     }
 
-    /// What pages without a frame hold.
+    /// The contents of pages without a frame.
     fn first_contents(&self) -> Option<&'static [u8]> {
         // Relaxed: changed with `state` locked, when all of these pages have frames. A fill looks again.
         self.file.filter(|_| self.is_as_file.load(Ordering::Relaxed))

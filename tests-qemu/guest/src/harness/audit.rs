@@ -46,7 +46,7 @@ static AUDIT: Parameter = Parameter {
 /// An account: what it counts, and how much of that there is.
 type Account = (&'static str, usize);
 
-/// What programs may leave behind: that which is in the tree of files by its name, and that nothing else uses.
+/// The things that programs may leave behind: those in the tree of files by their names, which nothing else uses.
 #[derive(Default)]
 struct InTree {
     names: usize,
