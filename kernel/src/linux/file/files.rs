@@ -74,8 +74,8 @@ pub fn tree() -> Result<&'static Tree<FileContents>, Errno> {
     Ok(TREE.call_once(|| new))
 }
 
-/// The nodes that were added to the tree. It goes on without what the archives leave no room for: only with more memory may that
-/// change.
+/// The nodes that were added to the tree. It goes on without what the archives leave no room for: only with more memory
+/// may that change.
 fn without<T>(name: &str, added: Result<T, Errno>) -> Result<Option<T>, Errno> {
     match added {
         Err(Errno::ENOMEM) => Err(Errno::ENOMEM),

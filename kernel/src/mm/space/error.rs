@@ -1,8 +1,37 @@
-//! Why a call on a space failed, or a fault.
+//! Why a call on a space or an object failed, or a fault.
 
 use thiserror::Error;
 
 use crate::mm::OutOfMemory;
+
+/// Why a call on an object failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum ObjectError {
+    /// A seal forbids it.
+    #[error("a seal of the file forbids it")]
+    Sealed,
+    /// The file would be larger than files may be.
+    #[error("the file would be too large")]
+    TooLarge,
+    /// It is mapped such that it may be written.
+    #[error("the file is mapped for writing")]
+    Busy,
+    /// A signal ends the program.
+    #[error("a signal ends the program")]
+    Interrupted,
+    /// It is counted with others, which have as many pages as they may.
+    #[error("the files have all the pages that they may have")]
+    NoRoom,
+    /// There is no memory.
+    #[error("out of memory")]
+    OutOfMemory,
+}
+
+impl From<OutOfMemory> for ObjectError {
+    fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
+}
 
 /// Why a call on a space failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]

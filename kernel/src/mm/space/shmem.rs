@@ -25,8 +25,8 @@ use intrusive_collections::rbtree::AtomicLink;
 use intrusive_collections::{Bound, KeyAdapter, LinkedListAtomicLink, RBTree, UnsafeRef, intrusive_adapter};
 
 use super::cells::EntryCell;
+use super::error::ObjectError;
 use super::family::{FamilyId, Origin};
-use super::shmem::file::ObjectError;
 use super::shmem::mappers::Mappers;
 use super::shmem::pages::{Arrival, Found, order};
 use super::spaces::{SpaceSource, Spaces};
@@ -236,6 +236,12 @@ pub(super) enum NoPage {
 impl From<OutOfMemory> for NoPage {
     fn from(_: OutOfMemory) -> Self {
         Self::OutOfMemory
+    }
+}
+
+impl From<NoPage> for ObjectError {
+    fn from(error: NoPage) -> Self {
+        if error == NoPage::NoRoom { Self::NoRoom } else { Self::OutOfMemory }
     }
 }
 

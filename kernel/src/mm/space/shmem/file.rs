@@ -10,57 +10,22 @@ use core::sync::atomic::Ordering;
 use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::Descriptor;
 use granule_pgtable::{Mmu, Visited};
-use thiserror::Error;
 
 use super::super::code::CODE_VISIBLE;
+use super::super::error::ObjectError;
 use super::super::gather::Gather;
 use super::super::migrate::Unmovable;
 use super::super::reclaim::Used;
 use super::super::used::{bits_of, for_each_used};
 use super::super::user::with_running_tlb;
 use super::super::zap::ZapFlags;
-use super::{LARGEST_OBJECT, NoPage, Object, Seals, pages as entries};
+use super::{LARGEST_OBJECT, Object, Seals, pages as entries};
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range as Change};
 use crate::mm::page_block::BLOCK_FRAMES;
 use crate::mm::tlb::user::TlbBatch;
 use crate::sched::{enlarge_shortage, relax};
 use crate::smp::Cpu;
-
-/// Why a call on an object failed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
-pub enum ObjectError {
-    /// A seal forbids it.
-    #[error("a seal of the file forbids it")]
-    Sealed,
-    /// The file would be larger than files may be.
-    #[error("the file would be too large")]
-    TooLarge,
-    /// It is mapped such that it may be written.
-    #[error("the file is mapped for writing")]
-    Busy,
-    /// A signal ends the program.
-    #[error("a signal ends the program")]
-    Interrupted,
-    /// It is counted with others, which have as many pages as they may.
-    #[error("the files have all the pages that they may have")]
-    NoRoom,
-    /// There is no memory.
-    #[error("out of memory")]
-    OutOfMemory,
-}
-
-impl From<NoPage> for ObjectError {
-    fn from(error: NoPage) -> Self {
-        if error == NoPage::NoRoom { Self::NoRoom } else { Self::OutOfMemory }
-    }
-}
-
-impl From<OutOfMemory> for ObjectError {
-    fn from(_: OutOfMemory) -> Self {
-        Self::OutOfMemory
-    }
-}
 
 /// Where bytes are written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
