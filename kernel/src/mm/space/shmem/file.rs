@@ -19,7 +19,7 @@ use super::super::reclaim::Used;
 use super::super::used::{bits_of, for_each_used};
 use super::super::user::with_running_tlb;
 use super::super::zap::ZapFlags;
-use super::{LARGEST_OBJECT, Object, Seals, pages as entries};
+use super::{LARGEST_OBJECT, NoPage, Object, Seals, pages as entries};
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range as Change};
 use crate::mm::page_block::BLOCK_FRAMES;
