@@ -167,10 +167,7 @@ pub fn walk<C>(
         };
         let follows = !is_last || follow == Follow::Always || slash && follow == Follow::BeforeSlash;
         if let Some((node, target)) = place.as_ref().and_then(Place::link).filter(|_| follows) {
-            followed += 1;
-            if followed > LINKS {
-                return Err(Errno::ELOOP);
-            }
+            followed = Some(followed + 1).filter(|&links| links <= LINKS).ok_or(Errno::ELOOP)?;
             if ends {
                 links.pop();
             }
