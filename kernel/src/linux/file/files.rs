@@ -80,7 +80,7 @@ fn without<T>(name: &str, added: Result<T, Errno>) -> Result<Option<T>, Errno> {
     match added {
         Err(Errno::ENOMEM) => Err(Errno::ENOMEM),
         Err(error) => {
-            crate::log::warn!("the files are without {name} because of the initrd: {error:?}");
+            crate::log::warn!("the files are without {name} because of the initrd: {error}");
             Ok(None)
         }
         Ok(added) => Ok(Some(added)),
