@@ -87,7 +87,8 @@ impl Spaces {
             if has_wrapped && *hand >= start {
                 break;
             }
-            match object.next_filled(hand.page) {
+            // A file that was written keeps its pages.
+            match object.next_filled(hand.page).filter(|_| object.can_be_had_again()) {
                 None => *hand = Hand { object: hand.object + 1, page: 0 },
                 Some(page) => {
                     let first = page / TOGETHER * TOGETHER;

@@ -19,7 +19,7 @@ use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering
 
 use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::Descriptor;
-use granule_pgtable::{Granule4K, Mmu, PageRange, PageTables, Table};
+use granule_pgtable::{Granule4K, Mmu, PageRange, PageTables, Table, TableSource};
 
 use intrusive_collections::rbtree::AtomicLink;
 use intrusive_collections::{Bound, KeyAdapter, LinkedListAtomicLink, RBTree, UnsafeRef, intrusive_adapter};
@@ -29,7 +29,7 @@ use super::error::ObjectError;
 use super::family::{FamilyId, Origin};
 use super::shmem::mappers::Mappers;
 use super::shmem::pages::{Arrival, Found, order};
-use super::spaces::{SpaceSource, Spaces};
+use super::spaces::Spaces;
 use super::tally::{Footprint, LastTally, Met, Tally};
 use super::used::note_used_by_others;
 use super::userfault::FillError;
@@ -79,17 +79,18 @@ impl Seals {
     }
 }
 
-/// How many pages some objects may have together.
+/// How many pages some objects may have together, and how many tables: half as many.
 #[derive(Debug)]
 pub struct PageLimit {
     taken: AtomicUsize,
+    tables: AtomicUsize,
     most: usize,
 }
 
 impl PageLimit {
     /// Up to `most`.
     pub const fn new(most: usize) -> Self {
-        Self { taken: AtomicUsize::new(0), most }
+        Self { taken: AtomicUsize::new(0), tables: AtomicUsize::new(0), most }
     }
 
     /// Pages that there are, and that there may be.
@@ -105,6 +106,47 @@ impl PageLimit {
 
     fn give_back(&self, pages: usize) {
         self.taken.fetch_sub(pages, Ordering::Relaxed);
+    }
+
+    fn take_table(&self) -> bool {
+        let more = |tables: usize| (tables < self.most / 2).then_some(tables + 1);
+        self.tables.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    fn give_back_tables(&self, tables: usize) {
+        self.tables.fetch_sub(tables, Ordering::Relaxed);
+    }
+
+    fn has_no_table(&self) -> bool {
+        self.tables.load(Ordering::Relaxed) >= self.most / 2
+    }
+}
+
+/// Frames for the tables of an object. Those that its file does not need are counted in its limit.
+struct ObjectSource<'a> {
+    object: &'a Object,
+    cpu: &'a Cpu,
+}
+
+// SAFETY: the allocator gives each frame to one owner, zeroed here, and every frame is in the linear map.
+unsafe impl TableSource for ObjectSource<'_> {
+    fn take(&mut self) -> Option<PhysAddr> {
+        let object = self.object;
+        let limit = object.limit_of_table(object.table_frames.fetch_add(1, Ordering::Relaxed));
+        let taken = limit.is_none_or(PageLimit::take_table);
+        let table = if taken { object.common.frames.alloc_zeroed(self.cpu).ok() } else { None };
+        if table.is_none() {
+            object.table_frames.fetch_sub(1, Ordering::Relaxed);
+            limit.filter(|_| taken).inspect(|limit| limit.give_back_tables(1));
+        }
+        table
+    }
+
+    unsafe fn give_back(&mut self, table: PhysAddr) {
+        let object = self.object;
+        let rest = object.table_frames.fetch_sub(1, Ordering::Relaxed) - 1;
+        object.limit_of_table(rest).inspect(|limit| limit.give_back_tables(1));
+        object.common.frames.free(self.cpu, table);
     }
 }
 
@@ -409,7 +451,7 @@ impl Object {
         }
         let make = || self.common.frames.alloc_movable_zeroed(cpu);
         let made = match place {
-            Some(place) => make().map(|new| (place, new)),
+            Some(place) => make().map(|new| (place, new)).map_err(NoPage::from),
             None => self.ensure_cell(cpu, page, make),
         };
         let ((table, cell), new) = made.inspect_err(|_| undo())?;
@@ -455,9 +497,29 @@ impl Object {
         cpu: &Cpu,
         page: u64,
         make: impl FnOnce() -> Result<T, OutOfMemory>,
-    ) -> Result<((PhysAddr, &EntryCell), T), OutOfMemory> {
-        let mut source = SpaceSource { frames: self.common.frames, taken: &self.table_frames, cpu };
-        self.tables().ensure_cell(VirtAddr(page * PAGE), &mut source, make)
+    ) -> Result<((PhysAddr, &EntryCell), T), NoPage> {
+        let mut source = ObjectSource { object: self, cpu };
+        let ensured = self.tables().ensure_cell(VirtAddr(page * PAGE), &mut source, make);
+        let is_full = || self.limit.is_some_and(PageLimit::has_no_table);
+        ensured.map_err(|OutOfMemory| if is_full() { NoPage::NoRoom } else { NoPage::OutOfMemory })
+    }
+
+    /// The limit that a table is counted in, of which the object has `others` beside it.
+    fn limit_of_table(&self, others: usize) -> Option<&'static PageLimit> {
+        self.limit.filter(|_| others >= self.tables_of_file())
+    }
+
+    /// Tables that the pages of its file need, below the root.
+    fn tables_of_file(&self) -> usize {
+        /// Entries of a table.
+        const ENTRIES: usize = 512;
+        let pages = self.file.map_or(0, |contents| contents.len().div_ceil(PAGE as usize));
+        (0..3)
+            .scan(pages, |entries, _| {
+                *entries = entries.div_ceil(ENTRIES);
+                Some(*entries)
+            })
+            .sum()
     }
 
     /// Gives the frame `new`, of zeros, what `page` has in the file.
@@ -586,7 +648,7 @@ impl Object {
         arrival: Arrival,
         map: impl FnOnce(),
     ) -> Result<(), FillError> {
-        let ((table, cell), ()) = self.ensure_cell(cpu, page, || Ok(()))?;
+        let ((table, cell), ()) = self.ensure_cell(cpu, page, || Ok(())).map_err(|_| OutOfMemory)?;
         // No truncation: what is after the end has no contents. Nor does anything take the page away before it is mapped.
         let _state = self.state.read();
         if !self.has_inside(page) {
@@ -637,8 +699,9 @@ impl Drop for Object {
         if self.by_identity.is_linked() {
             self.common.files.write().remove(self);
         }
-        if self.is_limited() && !self.can_be_had_again() {
-            self.give_back(self.pages());
+        if let Some(limit) = self.limit {
+            self.give_back(if self.can_be_had_again() { 0 } else { self.pages() });
+            limit.give_back_tables(self.table_frames.get_mut().saturating_sub(self.tables_of_file()));
         }
         // Drop has no argument for the CPU.
         let (cpu, tables) = (this_cpu(), PageTables::new(&self.common.mmu, self.root));

@@ -95,6 +95,11 @@ impl InTree {
     }
 }
 
+/// Frames of the files that have names, which stay.
+pub(crate) fn frames_of_files() -> usize {
+    InTree::take().frames
+}
+
 /// The accounts that must be the same before a test and after it.
 pub(crate) struct Snapshot {
     accounts: heapless::Vec<Account, 32>,

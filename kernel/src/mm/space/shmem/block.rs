@@ -70,7 +70,8 @@ impl Object {
     ) -> Result<(Option<FoundBlock<'_, Machine>>, T), OutOfMemory> {
         let (frames, mmu) = (self.common.frames, &self.common.mmu);
         let block = frames.alloc_splittable(cpu)?;
-        let linked = self.ensure_cell(cpu, first, prepare);
+        // It is not limited.
+        let linked = self.ensure_cell(cpu, first, prepare).map_err(|_| OutOfMemory);
         let ((table, _), prepared) = linked.inspect_err(|_| frames.free_splittable(cpu, block))?;
         // SAFETY: the linear map has the block, writable, and it has no other user.
         unsafe { frames.linear().address(block).as_ptr::<u8>().write_bytes(0, BLOCK_SIZE as usize) };

@@ -492,7 +492,7 @@ impl Object {
         let there = self.pages_in(wanted.start, wanted.end - wanted.start) as u64;
         let missing = (wanted.end - wanted.start).saturating_sub(there);
         // A request that exceeds all memory takes no frame.
-        if missing > self.common.frames.total() as u64 {
+        if !self.is_limited() && missing > self.common.frames.total() as u64 {
             return Err(ObjectError::OutOfMemory);
         }
         self.count(missing as usize)?;

@@ -17,8 +17,8 @@ use super::super::cells::EntryCell;
 use super::super::entry::{EntryState, first_entry, read_only_attributes, rest_of_stale, state};
 use super::super::error::FaultError;
 use super::super::range::pages;
-use super::super::shmem::Object;
 use super::super::shmem::pages::Arrival;
+use super::super::shmem::{NoPage, Object};
 use super::super::table_lock::TableGuard;
 use super::fault::is_new;
 use super::{FillError, UserfaultError, Userfaultfd, range_of_call};
@@ -353,7 +353,11 @@ impl<'a> Place<'a> {
     fn map_present(&self, cpu: &Cpu, object: &Object) -> Result<Filled, FillError> {
         let (mmu, index) = (self.space.mmu(), self.area.page_at(self.page));
         loop {
-            let found = object.present(cpu, index).map_err(|_| OutOfMemory)?.ok_or(FillError::Fault)?;
+            let found = object.present(cpu, index).map_err(|error| match error {
+                NoPage::BehindTheEnd => FillError::Fault,
+                NoPage::NoRoom | NoPage::OutOfMemory => OutOfMemory.into(),
+            })?;
+            let found = found.ok_or(FillError::Fault)?;
             {
                 let locked = self.space.lock_table(self.table);
                 let is_protected = self.fillable(Over::Markers).ok_or(FillError::Exists)?;
