@@ -155,46 +155,45 @@ pub(super) fn unwritable(entry: Descriptor, exclusive: bool) -> Descriptor {
 /// The number of protections.
 const PROTECTIONS: usize = Protection::COUNT;
 
-/// The attributes of a page with each protection (Linux's `protection_map`).
-static ATTRIBUTES: [Attributes; PROTECTIONS] = {
-    let mut map = [Attributes::user(MemoryType::Normal, Protection::NONE); PROTECTIONS];
+/// The attributes of a page with each protection (Linux's `protection_map`): where execution implies reading, and where
+/// it does not. No access reads an execute-only page, and it has no tags.
+type ProtectionMap = [[Attributes; PROTECTIONS]; 2];
+
+static ATTRIBUTES: ProtectionMap = protection_map(false);
+
+/// Those of a page to which no store is permitted yet.
+static READ_ONLY: ProtectionMap = protection_map(true);
+
+const fn protection_map(is_read_only: bool) -> ProtectionMap {
+    let mut map = [[Attributes::user(MemoryType::Normal, Protection::NONE); PROTECTIONS]; 2];
     let mut bits = 0;
     while bits < PROTECTIONS {
         if let Some(protection) = Protection::from_bits(bits as u8) {
+            let protection = if is_read_only { protection.read_only() } else { protection };
             let is_tagged = protection.contains(Protection::TAGGED);
             let memory = if is_tagged { MemoryType::NormalTagged } else { MemoryType::Normal };
-            map[bits] = Attributes::user(memory, protection);
+            map[0][bits] = Attributes::user(memory, protection);
+            let only_executes = protection.accesses().bits() == Protection::EXECUTE.bits();
+            let execute_only = Attributes::execute_only(MemoryType::Normal, protection);
+            map[1][bits] = if only_executes { execute_only } else { map[0][bits] };
         }
         bits += 1;
     }
     map
-};
-
-/// Those of a page that is read alone.
-static READ_ONLY: [Attributes; PROTECTIONS] = {
-    let mut map = ATTRIBUTES;
-    let mut bits = 0;
-    while bits < PROTECTIONS {
-        if let Some(protection) = Protection::from_bits(bits as u8) {
-            map[bits] = ATTRIBUTES[protection.read_only().bits() as usize];
-        }
-        bits += 1;
-    }
-    map
-};
+}
 
 /// The entry of a written page of frame 0, for each protection that permits a store.
 static WRITTEN: [Descriptor; PROTECTIONS] = {
     let mut map = [Descriptor::EMPTY; PROTECTIONS];
     let mut bits = 0;
     while bits < PROTECTIONS {
-        map[bits] = Descriptor::page(PhysAddr(0), ATTRIBUTES[bits]).writable().dirty();
+        map[bits] = Descriptor::page(PhysAddr(0), ATTRIBUTES[0][bits]).writable().dirty();
         bits += 1;
     }
     map
 };
 
-/// The attributes of a page with `protection`. No access reads an execute-only page, and it has no tags.
+/// The attributes of a page with `protection`.
 #[inline(always)]
 pub(super) fn attributes(protection: Protection) -> Attributes {
     attributes_in(&ATTRIBUTES, protection)
@@ -207,10 +206,8 @@ pub(super) fn read_only_attributes(protection: Protection) -> Attributes {
 }
 
 #[inline(always)]
-fn attributes_in(map: &'static [Attributes; PROTECTIONS], protection: Protection) -> Attributes {
-    if protection.accesses() == Protection::EXECUTE && patched_branch!(branch::EXECUTE_ONLY) {
-        return Attributes::execute_only(MemoryType::Normal, protection);
-    }
+fn attributes_in(map: &'static ProtectionMap, protection: Protection) -> Attributes {
+    let map = if patched_branch!(branch::EXECUTE_ONLY) { &map[1] } else { &map[0] };
     map[protection.bits() as usize % PROTECTIONS]
 }
 
