@@ -8,6 +8,7 @@ pub mod context;
 pub mod counted;
 pub mod early;
 pub mod frame;
+pub mod frame_limit;
 pub mod heap;
 pub mod kernel;
 pub mod layout;

@@ -17,7 +17,7 @@ use crate::chip::timer::uptime_nanoseconds;
 use crate::kernel;
 use crate::linux::errno::Errno;
 use crate::mm::counted::Counted;
-use crate::mm::space::{Footprint, LARGEST_OBJECT, Object, ObjectError, Seals, SizeChoice, Tally, WriteAt};
+use crate::mm::space::{LARGEST_OBJECT, Object, ObjectError, Seals, SizeChoice, WriteAt};
 use crate::smp::this_cpu;
 
 const _: () = assert!(
@@ -53,9 +53,9 @@ impl FileContents {
             .map_or((self.bytes.len() as u64).div_ceil(granule_arch::addr::PAGE), |object| object.pages() as u64)
     }
 
-    /// The frames of its pages and of their tables, if it has an object that nothing else uses.
-    pub fn kept(&self) -> Option<Footprint> {
-        self.object.get().filter(|object| Counted::is_alone(object)).map(|object| object.footprint(Tally::begin()))
+    /// Its object, if it has one that nothing else uses.
+    pub fn kept(&self) -> Option<&Object> {
+        self.object.get().filter(|object| Counted::is_alone(object)).map(|object| &**object)
     }
 
     /// The pages, if the bytes are not those of the initrd.
@@ -71,12 +71,13 @@ impl FileContents {
     /// The pages, for a mapping.
     ///
     /// # Errors
-    /// `ENOMEM`.
+    /// `ENOMEM`, `ENOSPC`.
     pub fn object(&self) -> Result<&Counted<Object>, Errno> {
         if let Some(object) = self.object.get() {
             return Ok(object);
         }
-        let new = kernel().spaces.create_limited(this_cpu(), self.bytes, Seals(F_SEAL_SEAL), files::limit())?;
+        let new = kernel().spaces.create_limited(this_cpu(), self.bytes, Seals(F_SEAL_SEAL), files::limit());
+        let new = new.map_err(errno)?;
         // Where another thread was faster, its object stays.
         Ok(self.object.call_once(|| new))
     }

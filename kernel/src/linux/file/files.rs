@@ -13,8 +13,8 @@ use super::walk::{self, Follow, Found, IsProcess, Place};
 use crate::chip::timer::uptime_nanoseconds;
 use crate::kernel;
 use crate::linux::errno::Errno;
+use crate::mm::frame_limit::FrameLimit;
 use crate::mm::pool::PoolStats;
-use crate::mm::space::PageLimit;
 
 /// A node of the tree, or of a memory file.
 pub type FileNode = Node<FileContents>;
@@ -25,7 +25,7 @@ pub type FilePlace = Place<FileContents>;
 
 static POOLS: Once<Pools<FileContents>> = Once::new();
 static UNNAMED: Once<Pools<FileContents>> = Once::new();
-static LIMIT: Once<PageLimit> = Once::new();
+static LIMIT: Once<FrameLimit> = Once::new();
 static TREE: Once<Tree<FileContents>> = Once::new();
 
 /// Where nodes and names are kept.
@@ -38,9 +38,9 @@ pub fn memory_files() -> &'static Pools<FileContents> {
     UNNAMED.call_once(|| Pools::new(kernel().frames))
 }
 
-/// The pages of all files but memory files: as on Linux up to half of the frames.
-pub fn limit() -> &'static PageLimit {
-    LIMIT.call_once(|| PageLimit::new(kernel().frames.total() / 2))
+/// The frames of all files but memory files: up to half of them, as the pages alone on Linux.
+pub fn limit() -> &'static FrameLimit {
+    LIMIT.call_once(|| FrameLimit::new(kernel().frames.total() / 2))
 }
 
 /// Nodes, names, and memory files.
@@ -65,7 +65,7 @@ pub fn tree() -> Result<&'static Tree<FileContents>, Errno> {
         return Ok(tree);
     }
     // As on Linux, as many nodes as half of the pages.
-    let new = Tree::new(pools(), kernel().frames.total() / 2, now)?;
+    let new = Tree::new(pools(), kernel().frames.total() / 2, limit(), now)?;
     if let Some(Err(error)) = without("entries", initrd::unpack(&new, initrd::archive()))? {
         crate::log::warn!("{error}");
     }

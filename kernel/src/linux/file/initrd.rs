@@ -397,13 +397,16 @@ pub(crate) mod tests {
     use super::super::walk::{Follow, Found, Place, walk};
     use super::{ArchiveError, END, Errno, NameIn, NodeKind, Removal, Tree, bare, files, programs, put, tree, unpack};
     use crate::mm::frame::tests::leaked;
+    use crate::mm::frame_limit::FrameLimit;
     use granule_abi::file::{S_IFDIR, S_IFMT, S_IFREG};
 
     pub(crate) type Bytes = &'static [u8];
 
+    static LIMIT: FrameLimit = FrameLimit::new(1000);
+
     pub(crate) fn tree() -> Tree<Bytes> {
         let pools = Box::leak(Box::new(Pools::new(leaked(2))));
-        Tree::new(pools, 1000, || Moment::at(5)).unwrap()
+        Tree::new(pools, 1000, &LIMIT, || Moment::at(5)).unwrap()
     }
 
     /// The tree of an archive, and its error.

@@ -124,22 +124,25 @@ pub struct Opening {
     pub mode: u32,
 }
 
-/// A file that was opened. One that is new has no name until [`Self::link`], after which nothing may fail: the call
-/// would find it when it is repeated.
+/// A file that was opened. Until [`Self::finish`], after which nothing may fail, one that is new has no name, and one that
+/// is cut has its contents: a call that failed finds all as it was when it is repeated.
 pub struct Opened {
     /// The file.
     pub file: FileRef,
     new_name: Option<(FileNodeRef, heapless::Vec<u8, NAME>)>,
+    /// Whether it is cut (`O_TRUNC`), and is a file that can be.
+    is_cut: bool,
 }
 
 impl Opened {
-    /// Gives a new file its name.
+    /// Gives a new file its name, and cuts one that is to be cut.
     ///
     /// # Errors
-    /// `EEXIST`: something else was given it concurrently. `ENOENT`: the directory was removed. `ENOMEM`, `ENOSPC`.
-    pub fn link(&self) -> Result<(), Errno> {
+    /// `EEXIST`: something else was given the name concurrently. `ENOENT`: the directory was removed. `ENOMEM`, `ENOSPC`.
+    pub fn finish(&self) -> Result<(), Errno> {
         match (&self.new_name, self.file.node()) {
             (Some((directory, name)), Some(node)) => files::tree()?.link(directory, name, node),
+            (None, Some(node)) if self.is_cut => Regular::of(node).map_or(Ok(()), |file| file.truncate(0)),
             _ => Ok(()),
         }
     }
@@ -147,7 +150,7 @@ impl Opened {
 
 impl From<FileRef> for Opened {
     fn from(file: FileRef) -> Self {
-        Self { file, new_name: None }
+        Self { file, new_name: None, is_cut: false }
     }
 }
 
@@ -174,7 +177,7 @@ pub fn open(
     if creates && let (Place::Node(directory), Last::Name(name), None) = (&found.directory, &found.last, &found.place) {
         // A file that is new needs no permission.
         let file = OpenFile::new(Kind::Node(new_file(directory, mode)?), kept(flags))?;
-        return Ok(Opened { file, new_name: Some((directory.clone(), name.clone())) });
+        return Ok(Opened { file, new_name: Some((directory.clone(), name.clone())), is_cut: false });
     }
     let place = found.existing()?;
     check(&place, flags)?;
@@ -183,7 +186,10 @@ pub fn open(
             NodeKind::Console => Kind::Console,
             NodeKind::Device(number) => Kind::Device(*number),
             NodeKind::File(contents) if flags & O_PATH == 0 => {
-                prepare(&node, contents, flags)?;
+                // Nothing is kept of contents that are cut.
+                if flags & O_ACCMODE != O_RDONLY && flags & O_TRUNC == 0 {
+                    contents.to_write()?;
+                }
                 Kind::Node(node)
             }
             _ => Kind::Node(node),
@@ -197,7 +203,9 @@ pub fn open(
         _ if flags & (O_PATH | O_DIRECT) == O_DIRECT => return Err(Errno::EINVAL),
         _ => {}
     }
-    Ok(OpenFile::new(kind, if flags & O_PATH == 0 { kept(flags) } else { flags })?.into())
+    let (is_path, is_cut) = (flags & O_PATH != 0, flags & (O_PATH | O_TRUNC) == O_TRUNC);
+    let file = OpenFile::new(kind, if is_path { flags } else { kept(flags) })?;
+    Ok(Opened { is_cut, ..file.into() })
 }
 
 /// The flags that an open file keeps.
@@ -239,15 +247,6 @@ fn open_unnamed(
         node.forbid_names();
     }
     Ok(OpenFile::new(Kind::Node(node), kept(flags))?)
-}
-
-/// Prepares a regular file for what it is opened for.
-fn prepare(node: &FileNodeRef, contents: &FileContents, flags: u32) -> Result<(), Errno> {
-    match Regular::of(node) {
-        Some(file) if flags & O_TRUNC != 0 => file.truncate(0),
-        _ if flags & O_ACCMODE != O_RDONLY => contents.to_write().map(|_| ()),
-        _ => Ok(()),
-    }
 }
 
 /// Checks what a file is against the flags, in Linux's order (`do_open`, `may_open`).
@@ -631,7 +630,7 @@ impl OpenFile {
         if let Kind::Pipe(end) = &self.kind {
             return Some(end.bytes() as i64);
         }
-        Some(self.size().ok()? as i64 - self.position.load(Ordering::Relaxed) as i64)
+        Some((self.size().ok()? as i64).wrapping_sub(self.position.load(Ordering::Relaxed) as i64))
     }
 
     /// Moves the position, as `lseek`; returns it.

@@ -24,6 +24,7 @@ use crate::bytes;
 use crate::linux::errno::Errno;
 use crate::mm::counted::{Counted, Inner};
 use crate::mm::frame::FrameAllocator;
+use crate::mm::frame_limit::{FrameLimit, FrameShare};
 use crate::mm::paged::PagedBytes;
 use crate::mm::pool::{Pool, PoolBox, PoolStats};
 use crate::sched::{RwSem, relax};
@@ -92,7 +93,7 @@ pub enum LinkTarget {
     /// At most [`SHORT`] bytes.
     Short(heapless::Vec<u8, SHORT>),
     /// In a frame of its own.
-    Long(PagedBytes),
+    Long(PagedBytes, FrameShare),
 }
 
 /// Bytes of a target in its node.
@@ -104,7 +105,7 @@ impl Deref for LinkTarget {
     fn deref(&self) -> &[u8] {
         match self {
             Self::Short(bytes) => bytes,
-            Self::Long(bytes) => bytes,
+            Self::Long(bytes, _) => bytes,
         }
     }
 }
@@ -411,6 +412,8 @@ pub struct Tree<C: 'static> {
     clock: fn() -> Moment,
     /// The most nodes.
     most: usize,
+    /// Of the frames of long targets.
+    limit: &'static FrameLimit,
     next_number: AtomicU64,
 }
 
@@ -420,18 +423,23 @@ pub const DEVICE: u64 = 2;
 const FIRST_PLACE: u64 = 2;
 
 impl<C> Tree<C> {
-    /// A root without names, for up to `most` nodes.
+    /// A root without names, for up to `most` nodes, whose long targets of links count in `limit`.
     ///
     /// # Errors
     /// `ENOMEM`.
-    pub fn new(pools: &'static Pools<C>, most: usize, clock: fn() -> Moment) -> Result<Self, Errno> {
+    pub fn new(
+        pools: &'static Pools<C>,
+        most: usize,
+        limit: &'static FrameLimit,
+        clock: fn() -> Moment,
+    ) -> Result<Self, Errno> {
         let attributes = Attributes::new(S_IFDIR | 0o755, clock());
         let root = node(pools, (DEVICE, 1), NodeKind::Directory, attributes)?;
         root.add_links(2);
         let names =
             Names { by_name: RBTree::new(ByName::NEW), by_place: RBTree::new(ByPlace::NEW), next_place: FIRST_PLACE };
         let names = RwSem::new(rank::NAMES, names);
-        Ok(Self { pools, names, root, clock, most, next_number: AtomicU64::new(2) })
+        Ok(Self { pools, names, root, clock, most, limit, next_number: AtomicU64::new(2) })
     }
 
     /// Its root.
@@ -479,9 +487,13 @@ impl<C> Tree<C> {
             Ok(short) => LinkTarget::Short(short),
             Err(_) if target.len() >= PAGE_SIZE => return Err(Errno::ENAMETOOLONG),
             Err(_) => {
+                let share = FrameShare::new(Some(self.limit));
+                if !share.take(1) {
+                    return Err(Errno::ENOSPC);
+                }
                 let mut bytes = PagedBytes::zeros(self.pools.frames, target.len())?;
                 bytes.iter_mut().zip(target).for_each(|(place, byte)| *place = *byte);
-                LinkTarget::Long(bytes)
+                LinkTarget::Long(bytes, share)
             }
         };
         self.node(NodeKind::Link(target), attributes)

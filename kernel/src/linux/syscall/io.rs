@@ -266,11 +266,11 @@ pub(super) fn openat(call: &mut Syscall<'_>) -> Answer {
         let opened = open_at(call, base.clone(), &path, opening)?;
         let file = &opened.file;
         let descriptor = call.task.files().add(file.clone(), 0, end, OnExec::requested(flags & O_CLOEXEC))?;
-        let linked = opened.link().inspect_err(|_| call.task.files().take_back(descriptor, file));
-        match linked {
+        let finished = opened.finish().inspect_err(|_| call.task.files().take_back(descriptor, file));
+        match finished {
             // Another has made it concurrently, and may remove it again.
             Err(Errno::EEXIST) if flags & O_EXCL == 0 && !call.is_killed() => relax(),
-            linked => return linked.map(|()| descriptor.into()),
+            finished => return finished.map(|()| descriptor.into()),
         }
     }
 }

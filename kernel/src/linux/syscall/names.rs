@@ -362,9 +362,9 @@ fn write_statfs(to: VirtAddr, file: &OpenFile) -> Answer {
     (words[1], words[8], words[9]) = (PAGE, NAME as u64, PAGE);
     if !is_proc {
         let (nodes, most) = files::tree()?.nodes();
-        let (taken, most_pages) = files::limit().pages();
-        let free = (most_pages - taken) as u64;
-        (words[2], words[3], words[4]) = (most_pages as u64, free, free);
+        let (taken, most_frames) = files::limit().frames();
+        let free = (most_frames - taken) as u64;
+        (words[2], words[3], words[4]) = (most_frames as u64, free, free);
         (words[5], words[6]) = (most as u64, most.saturating_sub(nodes) as u64);
     }
     write_quads(to, words).map(|()| 0)

@@ -37,6 +37,7 @@ use super::spaces::Spaces;
 use super::zap::ZapFlags;
 use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
+use crate::mm::frame_limit::FrameShare;
 use crate::mm::notifier::{Event, Range};
 use crate::sched::relax;
 use crate::smp::Cpu;
@@ -53,7 +54,7 @@ impl Spaces {
     /// # Errors
     /// [`OutOfMemory`].
     pub fn create_registers(&'static self, cpu: &Cpu, page: PhysAddr) -> Result<Counted<Object>, OutOfMemory> {
-        self.new_object(cpu, PAGE, None, Some(page), Seals(0), None)
+        self.new_object(cpu, PAGE, None, Some(page), Seals(0), FrameShare::new(None))
     }
 }
 

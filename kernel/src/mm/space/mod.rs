@@ -98,7 +98,7 @@ pub use reclaim::{Aged, Used};
 pub use remap::{Move, Remap, SharedMapping};
 pub use reserved::ReservedPages;
 pub use shmem::file::{SizeChoice, Sought, WriteAt};
-pub use shmem::{LARGEST_OBJECT, Object, PageLimit, Seals};
+pub use shmem::{LARGEST_OBJECT, Object, Seals};
 pub use smaps::{AreaShown, Resident, SHARE_SHIFT, Totals};
 pub use spaces::Spaces;
 pub use tally::{Footprint, LastTally, Met, Tally};

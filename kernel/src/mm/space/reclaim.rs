@@ -88,7 +88,10 @@ impl Spaces {
                 break;
             }
             // A file that was written keeps its pages.
-            match object.next_filled(hand.page).filter(|_| object.can_be_had_again()) {
+            match Some(object)
+                .filter(|object| object.can_be_had_again())
+                .and_then(|object| object.next_filled(hand.page))
+            {
                 None => *hand = Hand { object: hand.object + 1, page: 0 },
                 Some(page) => {
                     let first = page / TOGETHER * TOGETHER;

@@ -35,6 +35,7 @@ use super::used::note_used_by_others;
 use super::userfault::FillError;
 use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
+use crate::mm::frame_limit::{FrameLimit, FrameShare};
 use crate::mm::kernel::Machine;
 use crate::sched::{RwSem, enlarge_shortage, is_killed, relax, sleep_briefly};
 use crate::smp::{Cpu, this_cpu};
@@ -79,74 +80,39 @@ impl Seals {
     }
 }
 
-/// How many pages some objects may have together, and how many tables: half as many.
-#[derive(Debug)]
-pub struct PageLimit {
-    taken: AtomicUsize,
-    tables: AtomicUsize,
-    most: usize,
-}
-
-impl PageLimit {
-    /// Up to `most`.
-    pub const fn new(most: usize) -> Self {
-        Self { taken: AtomicUsize::new(0), tables: AtomicUsize::new(0), most }
-    }
-
-    /// Pages that there are, and that there may be.
-    pub fn pages(&self) -> (usize, usize) {
-        (self.taken.load(Ordering::Relaxed).min(self.most), self.most)
-    }
-
-    /// Relaxed, as what gives pages back: the count orders nothing.
-    fn take(&self, pages: usize) -> bool {
-        let more = |taken: usize| taken.checked_add(pages).filter(|&sum| sum <= self.most);
-        self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
-    }
-
-    fn give_back(&self, pages: usize) {
-        self.taken.fetch_sub(pages, Ordering::Relaxed);
-    }
-
-    fn take_table(&self) -> bool {
-        let more = |tables: usize| (tables < self.most / 2).then_some(tables + 1);
-        self.tables.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
-    }
-
-    fn give_back_tables(&self, tables: usize) {
-        self.tables.fetch_sub(tables, Ordering::Relaxed);
-    }
-
-    fn has_no_table(&self) -> bool {
-        self.tables.load(Ordering::Relaxed) >= self.most / 2
-    }
-}
-
-/// Frames for the tables of an object. Those that its file does not need are counted in its limit.
+/// Frames for the tables of an object, on the way to one page.
 struct ObjectSource<'a> {
     object: &'a Object,
     cpu: &'a Cpu,
+    /// Whether they count in its share of a limit, and whether that has refused one.
+    is_counted: bool,
+    is_refused: bool,
 }
 
 // SAFETY: the allocator gives each frame to one owner, zeroed here, and every frame is in the linear map.
 unsafe impl TableSource for ObjectSource<'_> {
     fn take(&mut self) -> Option<PhysAddr> {
         let object = self.object;
-        let limit = object.limit_of_table(object.table_frames.fetch_add(1, Ordering::Relaxed));
-        let taken = limit.is_none_or(PageLimit::take_table);
-        let table = if taken { object.common.frames.alloc_zeroed(self.cpu).ok() } else { None };
-        if table.is_none() {
-            object.table_frames.fetch_sub(1, Ordering::Relaxed);
-            limit.filter(|_| taken).inspect(|limit| limit.give_back_tables(1));
+        self.is_refused = self.is_counted && !object.share.take(1);
+        if self.is_refused {
+            return None;
         }
-        table
+        let table = object.common.frames.alloc_zeroed(self.cpu);
+        if table.is_ok() {
+            object.table_frames.fetch_add(1, Ordering::Relaxed);
+        } else if self.is_counted {
+            object.share.give_back(1);
+        }
+        table.ok()
     }
 
     unsafe fn give_back(&mut self, table: PhysAddr) {
         let object = self.object;
-        let rest = object.table_frames.fetch_sub(1, Ordering::Relaxed) - 1;
-        object.limit_of_table(rest).inspect(|limit| limit.give_back_tables(1));
         object.common.frames.free(self.cpu, table);
+        object.table_frames.fetch_sub(1, Ordering::Relaxed);
+        if self.is_counted {
+            object.share.give_back(1);
+        }
     }
 }
 
@@ -168,8 +134,8 @@ pub struct Object {
     fills: AtomicUsize,
     /// The registers of a device, which are its one page. No frame is in its tree.
     registers: Option<PhysAddr>,
-    /// The limit that its pages are counted in, if they are.
-    limit: Option<&'static PageLimit>,
+    /// Its pages and tables that count: all but those that its file is read by.
+    share: FrameShare,
     state: RwSem<Seals>,
     /// How many areas a program may write through, now or after a change of protection; -1 where there must be none.
     writers: AtomicI64,
@@ -203,21 +169,26 @@ impl Spaces {
         file: Option<&'static [u8]>,
         seals: Seals,
     ) -> Result<Counted<Object>, OutOfMemory> {
-        self.new_object(cpu, size, file, None, seals, None)
+        Ok(self.new_object(cpu, size, file, None, seals, FrameShare::new(None))?)
     }
 
-    /// As [`Self::create_object`], of a file whose pages are counted.
+    /// As [`Self::create_object`], of a file whose frames count in `limit`, but those that its contents are read by.
     ///
     /// # Errors
-    /// [`OutOfMemory`].
+    /// [`ObjectError::NoRoom`], [`ObjectError::OutOfMemory`].
     pub fn create_limited(
         &'static self,
         cpu: &Cpu,
         file: &'static [u8],
         seals: Seals,
-        limit: &'static PageLimit,
-    ) -> Result<Counted<Object>, OutOfMemory> {
-        self.new_object(cpu, file.len() as u64, Some(file), None, seals, Some(limit))
+        limit: &'static FrameLimit,
+    ) -> Result<Counted<Object>, ObjectError> {
+        let share = FrameShare::new(Some(limit));
+        // The root.
+        if file.is_empty() && !share.take(1) {
+            return Err(ObjectError::NoRoom);
+        }
+        Ok(self.new_object(cpu, file.len() as u64, Some(file), None, seals, share)?)
     }
 
     /// As [`Self::create_object`], perhaps of the registers of a device.
@@ -228,7 +199,7 @@ impl Spaces {
         file: Option<&'static [u8]>,
         registers: Option<PhysAddr>,
         seals: Seals,
-        limit: Option<&'static PageLimit>,
+        share: FrameShare,
     ) -> Result<Counted<Object>, OutOfMemory> {
         let root = self.frames.alloc_zeroed(cpu)?;
         // Where there is no memory for the object, its drop frees the root.
@@ -247,7 +218,7 @@ impl Spaces {
                 is_as_file: AtomicBool::new(true),
                 fills: AtomicUsize::new(0),
                 registers,
-                limit,
+                share,
                 state: RwSem::new(rank::OBJECT, seals),
                 writers: AtomicI64::new(0),
                 mappers: RwSem::new(rank::MAPPERS, Mappers::NONE),
@@ -298,6 +269,11 @@ pub(super) enum Presence {
     OnItsWay,
     /// A frame, or contents.
     Here,
+}
+
+/// The pages of contents.
+const fn pages_of(contents: &[u8]) -> u64 {
+    (contents.len() as u64).div_ceil(PAGE)
 }
 
 impl Object {
@@ -352,7 +328,7 @@ impl Object {
                 enlarge_shortage(cpu, pages as usize);
             }
             let kept = if is_killed() { Err(ObjectError::Interrupted) } else { kept.map_err(ObjectError::from) };
-            kept.inspect_err(|_| self.give_back(pages as usize))?;
+            kept.inspect_err(|_| self.share.give_back(pages as usize))?;
             relax();
         }
         self.is_as_file.store(false, Ordering::SeqCst);
@@ -439,7 +415,7 @@ impl Object {
     ) -> Result<Found<'a, Machine>, NoPage> {
         // A page that can be had again counts for nothing.
         let is_fill = self.begin_fill();
-        let undo = || if is_fill { self.end_fill() } else { self.give_back(1) };
+        let undo = || if is_fill { self.end_fill() } else { self.share.give_back(1) };
         if is_fill {
             order();
             if !self.has_inside(page) {
@@ -476,19 +452,7 @@ impl Object {
     /// Counts more pages, before they are taken.
     #[inline(always)]
     fn count(&self, pages: usize) -> Result<(), NoPage> {
-        if self.limit.is_none_or(|limit| limit.take(pages)) { Ok(()) } else { Err(NoPage::NoRoom) }
-    }
-
-    #[inline(always)]
-    fn give_back(&self, pages: usize) {
-        if let Some(limit) = self.limit {
-            limit.give_back(pages);
-        }
-    }
-
-    /// Whether its pages are counted: it has no blocks then, as on a Linux that mounts a tmpfs as it does by default.
-    fn is_limited(&self) -> bool {
-        self.limit.is_some()
+        if self.share.take(pages) { Ok(()) } else { Err(NoPage::NoRoom) }
     }
 
     /// The table and the entry of a page, which is linked if it is missing; and what `make` made.
@@ -498,28 +462,10 @@ impl Object {
         page: u64,
         make: impl FnOnce() -> Result<T, OutOfMemory>,
     ) -> Result<((PhysAddr, &EntryCell), T), NoPage> {
-        let mut source = ObjectSource { object: self, cpu };
+        let is_counted = !self.file.is_some_and(|contents| page < pages_of(contents));
+        let mut source = ObjectSource { object: self, cpu, is_counted, is_refused: false };
         let ensured = self.tables().ensure_cell(VirtAddr(page * PAGE), &mut source, make);
-        let is_full = || self.limit.is_some_and(PageLimit::has_no_table);
-        ensured.map_err(|OutOfMemory| if is_full() { NoPage::NoRoom } else { NoPage::OutOfMemory })
-    }
-
-    /// The limit that a table is counted in, of which the object has `others` beside it.
-    fn limit_of_table(&self, others: usize) -> Option<&'static PageLimit> {
-        self.limit.filter(|_| others >= self.tables_of_file())
-    }
-
-    /// Tables that the pages of its file need, below the root.
-    fn tables_of_file(&self) -> usize {
-        /// Entries of a table.
-        const ENTRIES: usize = 512;
-        let pages = self.file.map_or(0, |contents| contents.len().div_ceil(PAGE as usize));
-        (0..3)
-            .scan(pages, |entries, _| {
-                *entries = entries.div_ceil(ENTRIES);
-                Some(*entries)
-            })
-            .sum()
+        ensured.map_err(|OutOfMemory| if source.is_refused { NoPage::NoRoom } else { NoPage::OutOfMemory })
     }
 
     /// Gives the frame `new`, of zeros, what `page` has in the file.
@@ -578,6 +524,11 @@ impl Object {
         count
     }
 
+    /// Its frames that count in a limit.
+    pub fn counted_frames(&self) -> usize {
+        self.share.frames()
+    }
+
     /// Its frames, once in each round: nothing where it was met in `tally`. Visits all of its tables.
     pub fn footprint(&self, tally: Tally) -> Footprint {
         if self.counted.meet(tally) == Met::Again {
@@ -612,7 +563,7 @@ impl Object {
 
     /// Whether the contents of `page` are in memory anyway.
     fn has_contents(&self, page: u64) -> bool {
-        self.first_contents().is_some_and(|contents| page < (contents.len() as u64).div_ceil(PAGE))
+        self.first_contents().is_some_and(|contents| page < pages_of(contents))
     }
 
     /// The entry of `page` in its tree.
@@ -662,7 +613,7 @@ impl Object {
         self.note_place(table, page);
         self.count(1).map_err(|_| OutOfMemory)?;
         if !pages::add_filled(mmu, cell, frame, arrival) {
-            self.give_back(1);
+            self.share.give_back(1);
             return Err(FillError::Exists);
         }
         map();
@@ -698,10 +649,6 @@ impl Drop for Object {
         self.common.families.remove_object(self);
         if self.by_identity.is_linked() {
             self.common.files.write().remove(self);
-        }
-        if let Some(limit) = self.limit {
-            self.give_back(if self.can_be_had_again() { 0 } else { self.pages() });
-            limit.give_back_tables(self.table_frames.get_mut().saturating_sub(self.tables_of_file()));
         }
         // Drop has no argument for the CPU.
         let (cpu, tables) = (this_cpu(), PageTables::new(&self.common.mmu, self.root));

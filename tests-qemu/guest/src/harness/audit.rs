@@ -16,6 +16,7 @@ use granule::linux::file::tree::{LinkTarget, NodeKind};
 use granule::linux::process;
 use granule::mm::heap;
 use granule::mm::kernel::{self, area::AreaKind};
+use granule::mm::space::Tally;
 use granule::smp::{self, Cpu, this_cpu};
 use granule::{iommu, sched};
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
@@ -52,8 +53,8 @@ struct InTree {
     names: usize,
     nodes: usize,
     objects: usize,
-    /// Of those that were written.
-    pages: usize,
+    /// Frames that count in the limit of files.
+    counted: usize,
     /// Pages, those that can be had again too, their tables, and long targets of links.
     frames: usize,
 }
@@ -73,12 +74,14 @@ impl InTree {
                 linked.push(node.number);
             }
             sum.nodes += 1;
-            sum.frames += usize::from(matches!(node.kind, NodeKind::Link(LinkTarget::Long(_))));
+            let target = usize::from(matches!(node.kind, NodeKind::Link(LinkTarget::Long(..))));
+            (sum.counted, sum.frames) = (sum.counted + target, sum.frames + target);
             if let NodeKind::File(contents) = &node.kind
-                && let Some(kept) = contents.kept()
+                && let Some(object) = contents.kept()
             {
+                let kept = object.footprint(Tally::begin());
                 sum.objects += 1;
-                sum.pages += if contents.written().is_some() { kept.pages } else { 0 };
+                sum.counted += object.counted_frames();
                 sum.frames += kept.pages + kept.tables;
             }
         });
@@ -146,7 +149,7 @@ impl Snapshot {
         count("spaces", spaces);
         count("areas of spaces", areas_of_spaces);
         count("shared objects", objects - tree.objects);
-        count("pages of files that are in no file", files::limit().pages().0 - tree.pages);
+        count("frames that count for files and are in none", files::limit().frames().0 - tree.counted);
         count("threads", sched::thread_count());
         count("numbers of processes and threads", process::tree::numbers_in_use());
         pools.iter().for_each(|(what, pool)| count(what, pool.objects - tree.of_pool(what)));

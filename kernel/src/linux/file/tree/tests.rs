@@ -11,6 +11,8 @@ use super::*;
 use crate::mm::frame::tests::leaked;
 use crate::smp::{Cpu, CpuId};
 
+static LIMIT: FrameLimit = FrameLimit::new(1000);
+
 type Model = BTreeMap<(usize, u8), usize>;
 
 #[derive(Clone, Copy, Debug)]
@@ -250,7 +252,7 @@ fn a_chain_of_removed_directories_ends_without_recursion() {
 #[test]
 fn there_are_no_more_nodes_than_there_may_be() {
     let pools = Box::leak(Box::new(Pools::<Bytes>::new(leaked(2))));
-    let tree = Tree::new(pools, 3, Moment::default).unwrap();
+    let tree = Tree::new(pools, 3, &LIMIT, Moment::default).unwrap();
     let make = || tree.node(NodeKind::Other, Attributes::new(0, Moment::default()));
     let (first, second) = (make().unwrap(), make().unwrap());
     assert_eq!(make().err(), Some(Errno::ENOSPC));
@@ -259,10 +261,27 @@ fn there_are_no_more_nodes_than_there_may_be() {
     drop(second);
 }
 
+/// The target of a link that has a frame counts while the link is there, and one that no node was made for does not.
+#[test]
+fn long_targets_count_as_frames() {
+    static LIMIT: FrameLimit = FrameLimit::new(1);
+    let pools = Box::leak(Box::new(Pools::<Bytes>::new(leaked(2))));
+    let tree = Tree::new(pools, 3, &LIMIT, Moment::default).unwrap();
+    let make = |bytes: usize| tree.symbolic_link(&[b'a'; 4000][..bytes], Attributes::new(0, Moment::default()));
+    let (short, long) = (make(SHORT).unwrap(), make(SHORT + 1).unwrap());
+    assert_eq!((LIMIT.frames(), make(SHORT + 1).err()), ((1, 1), Some(Errno::ENOSPC)));
+    drop(long);
+    assert_eq!(LIMIT.frames(), (0, 1));
+    let other = make(SHORT).unwrap();
+    assert_eq!((make(4000).err(), LIMIT.frames()), (Some(Errno::ENOSPC), (0, 1)), "no node is left");
+    drop((short, other));
+    assert!(make(4000).is_ok());
+}
+
 #[test]
 fn further_names_count_as_nodes() {
     let pools = Box::leak(Box::new(Pools::<Bytes>::new(leaked(2))));
-    let tree = Tree::new(pools, 4, Moment::default).unwrap();
+    let tree = Tree::new(pools, 4, &LIMIT, Moment::default).unwrap();
     let make = || tree.node(NodeKind::Other, Attributes::new(0, Moment::default()));
     let node = make().unwrap();
     for name in [b"a", b"b", b"c"] {
@@ -336,7 +355,7 @@ fn a_call_without_memory_changes_nothing() {
         let pools = Box::leak(Box::new(Pools::<Bytes>::new(all)));
         let mut taken: Vec<_> = core::iter::from_fn(|| all.alloc(&cpu).ok()).collect();
         taken.drain(..frames).for_each(|frame| all.free(&cpu, frame));
-        let Ok(tree) = Tree::new(pools, 1000, Moment::default) else { continue };
+        let Ok(tree) = Tree::new(pools, 1000, &LIMIT, Moment::default) else { continue };
         let attributes = Attributes::new(S_IFDIR, Moment::default());
         let mut made = 0;
         let failed = loop {

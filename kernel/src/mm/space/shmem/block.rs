@@ -34,7 +34,7 @@ impl Object {
     /// The frames of the pages of the block that begins with page `first`.
     pub(in super::super) fn look_for_block(&self, first: u64) -> BlockPages<'_> {
         let may_be = first.is_multiple_of(BLOCK_FRAMES as u64) && self.reaches_over(first);
-        if !may_be || self.is_registers() || self.is_limited() || self.can_be_had_again() {
+        if !may_be || self.is_registers() || self.share.is_limited() || self.can_be_had_again() {
             return BlockPages::Others;
         }
         let (mmu, start) = (&self.common.mmu, VirtAddr(first * PAGE));

@@ -313,7 +313,7 @@ impl Object {
         self.unmap_mapping_range(cpu, pages, Event::Clear, flags);
         let freed = taken.free(cpu);
         if !self.can_be_had_again() {
-            self.give_back(freed);
+            self.share.give_back(freed);
         }
     }
 
@@ -492,7 +492,7 @@ impl Object {
         let there = self.pages_in(wanted.start, wanted.end - wanted.start) as u64;
         let missing = (wanted.end - wanted.start).saturating_sub(there);
         // A request that exceeds all memory takes no frame.
-        if !self.is_limited() && missing > self.common.frames.total() as u64 {
+        if !self.share.is_limited() && missing > self.common.frames.total() as u64 {
             return Err(ObjectError::OutOfMemory);
         }
         self.count(missing as usize)?;
@@ -523,7 +523,7 @@ impl Object {
             }
         }
         let unused = spare.free(cpu);
-        self.give_back(if result.is_ok() { unused } else { missing as usize });
+        self.share.give_back(if result.is_ok() { unused } else { missing as usize });
         result
     }
 

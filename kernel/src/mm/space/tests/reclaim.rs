@@ -12,10 +12,11 @@ use granule_pgtable::{Mmu as _, Stores};
 
 use super::*;
 use crate::mm::counted::Counted;
+use crate::mm::frame_limit::FrameLimit;
 use crate::mm::kernel::record::{at_each, record};
 use crate::mm::space::{
-    Aged, AreaAdvice, Commitment, Locking, Made, MappedFile, Move, Object, ObjectError, PageLimit, Remap, Seals,
-    Settings, SpaceLimits, Terms, Used, WriteAt,
+    Aged, AreaAdvice, Commitment, Locking, Made, MappedFile, Move, Object, ObjectError, Remap, Seals, Settings,
+    SpaceLimits, Terms, Used, WriteAt,
 };
 
 const START: VirtAddr = VirtAddr(0x10_0000_0000);
@@ -342,12 +343,12 @@ fn the_pages_of_a_file_are_made_once() {
 /// Pages that can be had again count for nothing; all count from when they are kept, as far as there may be so many.
 #[test]
 fn pages_count_from_when_they_are_kept() {
+    static LIMIT: FrameLimit = FrameLimit::new(PAGES as usize + 1);
     let rig: &'static Rig = Box::leak(Box::new(Rig::new(2)));
-    let limit: &'static PageLimit = Box::leak(Box::new(PageLimit::new(PAGES as usize + 1)));
     let contents: &'static [u8] = Box::leak(std::vec![1; (PAGES * PAGE) as usize].into_boxed_slice());
-    let file = || rig.spaces.create_limited(&rig.cpu, contents, Seals(0), limit).unwrap();
+    let file = || rig.spaces.create_limited(&rig.cpu, contents, Seals(0), &LIMIT).unwrap();
     let (first, second) = (file(), file());
-    let counted = |expected: u64| assert_eq!(limit.pages().0 as u64, expected);
+    let counted = |expected: u64| assert_eq!(LIMIT.frames().0 as u64, expected);
     (0..PAGES).for_each(|page| [&first, &second].iter().for_each(|file| _ = file.frame(&rig.cpu, page).unwrap()));
     counted(0);
     assert_eq!(first.reclaim(&rig.cpu, 0..1, Used::Age), 1);
@@ -364,6 +365,61 @@ fn pages_count_from_when_they_are_kept() {
     counted(PAGES);
     drop((first, second));
     counted(0);
+    assert_eq!(rig.used(), 0);
+}
+
+/// A new file counts with its root, its tables and its pages, all of which go back however many there was room for, and
+/// whichever frame was the last that there was.
+#[test]
+fn tables_count_and_go_back() {
+    /// A root, three tables, and a page; and a second page beside it, or in tables of its own.
+    const ONE: usize = 5;
+    const FAR: u64 = 1 << 39;
+    let rig: &'static Rig = Box::leak(Box::new(Rig::new(2)));
+    let write = |file: &Object, at: u64| file.write(&rig.cpu, WriteAt::Byte(at), &[1], 1, u64::MAX);
+    for most in 0..=2 * ONE {
+        let limit: &'static FrameLimit = Box::leak(Box::new(FrameLimit::new(most)));
+        let file = rig.spaces.create_limited(&rig.cpu, &[], Seals(0), limit);
+        let Ok(file) = file else {
+            assert_eq!((most, file.map(drop)), (0, Err(ObjectError::NoRoom)));
+            continue;
+        };
+        let written = if most < ONE { Err(ObjectError::NoRoom) } else { Ok((0, 1)) };
+        assert_eq!((write(&file, 0), limit.frames().0), (written, if most < ONE { 1 } else { ONE }), "{most}");
+        // What is refused for a limit is not, for the same limit, a want of memory, and the other way round.
+        let far = most >= 2 * ONE - 1;
+        let counted = if far { 2 * ONE - 1 } else { ONE.min(limit.frames().0) };
+        assert_eq!(write(&file, FAR).is_ok(), far, "{most}");
+        assert_eq!(limit.frames().0, counted, "{most}");
+        drop(file);
+        assert_eq!(limit.frames().0, 0, "{most}");
+    }
+    static LIMIT: FrameLimit = FrameLimit::new(2 * ONE);
+    for frames in 0..ONE {
+        let file = rig.spaces.create_limited(&rig.cpu, &[], Seals(0), &LIMIT).unwrap();
+        let mut taken: Vec<_> = core::iter::from_fn(|| rig.spaces.frames.alloc(&rig.cpu).ok()).collect();
+        taken.drain(..frames).for_each(|frame| rig.spaces.frames.free(&rig.cpu, frame));
+        let expected = if frames < ONE - 1 { Err(ObjectError::OutOfMemory) } else { Ok((0, 1)) };
+        assert_eq!(write(&file, 0), expected, "{frames}");
+        assert_eq!(LIMIT.frames().0, if expected.is_ok() { ONE } else { 1 }, "{frames}");
+        taken.into_iter().for_each(|frame| rig.spaces.frames.free(&rig.cpu, frame));
+        drop(file);
+        assert_eq!(LIMIT.frames().0, 0, "{frames}");
+    }
+    assert_eq!(rig.used(), 0);
+}
+
+/// Two first accesses at once to a file of the initrd, which counts for nothing: with no room at all both find its page.
+#[test]
+fn first_accesses_to_a_file_are_refused_by_no_limit() {
+    static NONE: FrameLimit = FrameLimit::new(0);
+    let rig: &'static Rig = Box::leak(Box::new(Rig::new(2)));
+    for mth in 0..20 {
+        let (space, file) = (rig.space(), rig.spaces.create_limited(&rig.cpu, &[1; 100], Seals(0), &NONE).unwrap());
+        let look = |cpu: &Cpu| file.frame(cpu, 0).map(|found| found.frame());
+        let (found, ..) = interleave(&space, (|_, cpu| _ = look(cpu).unwrap(), mth), (|| look(&rig.cpu), 0));
+        assert_eq!((found, file.pages(), NONE.frames().0), (look(&rig.cpu), 1, 0));
+    }
     assert_eq!(rig.used(), 0);
 }
 
