@@ -342,26 +342,24 @@ fn publish(
     exit_signal: Option<Signal>,
     new_task: NewTask,
 ) -> Result<NewThread, Errno> {
-    let joined = {
-        let mut tree = PROCESSES.lock();
-        if task.process().lock().is_ending(task) {
-            Err(new_task)
-        } else {
-            let (parent, exit_signal) = if request.has(CLONE_PARENT) {
-                // For a parent that did not create it, the child has the signal with which the creator was made itself.
-                match tree.parent(task.process()) {
-                    (Parent::Process(parent), signal) => (Parent::Process(parent), signal),
-                    (_, signal) => (Parent::None, signal),
-                }
-            } else {
-                (Parent::Process(task.process().id()), exit_signal)
-            };
-            if let Some(process) = &new_task.process {
-                process.descend_from(task.process());
-            }
-            Ok(new_task.join(&mut tree, parent, exit_signal))
+    let mut tree = PROCESSES.lock();
+    if task.process().lock().is_ending(task) {
+        drop(tree);
+        // Without the lock. EL0 never sees the result.
+        new_task.discard();
+        return Err(Errno::EAGAIN);
+    }
+    let (parent, exit_signal) = if request.has(CLONE_PARENT) {
+        // For a parent that did not create it, the child has the signal with which the creator was made itself.
+        match tree.parent(task.process()) {
+            (Parent::Process(parent), signal) => (Parent::Process(parent), signal),
+            (_, signal) => (Parent::None, signal),
         }
+    } else {
+        (Parent::Process(task.process().id()), exit_signal)
     };
-    // The unused task is dropped after the lock is released. EL0 never sees the result.
-    joined.map_err(|_| Errno::EAGAIN)
+    if let Some(process) = &new_task.process {
+        process.descend_from(task.process());
+    }
+    Ok(new_task.join(&mut tree, parent, exit_signal))
 }
