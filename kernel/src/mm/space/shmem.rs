@@ -169,7 +169,7 @@ impl Spaces {
         file: Option<&'static [u8]>,
         seals: Seals,
     ) -> Result<Counted<Object>, OutOfMemory> {
-        Ok(self.new_object(cpu, size, file, None, seals, FrameShare::new(None))?)
+        self.new_object(cpu, size, file, None, seals, FrameShare::new(None))
     }
 
     /// As [`Self::create_object`], of a file whose frames count in `limit`, but those that its contents are read by.
@@ -462,7 +462,7 @@ impl Object {
         page: u64,
         make: impl FnOnce() -> Result<T, OutOfMemory>,
     ) -> Result<((PhysAddr, &EntryCell), T), NoPage> {
-        let is_counted = !self.file.is_some_and(|contents| page < pages_of(contents));
+        let is_counted = self.file.is_none_or(|contents| page >= pages_of(contents));
         let mut source = ObjectSource { object: self, cpu, is_counted, is_refused: false };
         let ensured = self.tables().ensure_cell(VirtAddr(page * PAGE), &mut source, make);
         ensured.map_err(|OutOfMemory| if source.is_refused { NoPage::NoRoom } else { NoPage::OutOfMemory })

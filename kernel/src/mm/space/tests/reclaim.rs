@@ -386,7 +386,7 @@ fn tables_count_and_go_back() {
         };
         let written = if most < ONE { Err(ObjectError::NoRoom) } else { Ok((0, 1)) };
         assert_eq!((write(&file, 0), limit.frames().0), (written, if most < ONE { 1 } else { ONE }), "{most}");
-        // What is refused for a limit is not, for the same limit, a want of memory, and the other way round.
+        // A limit that refuses is no want of memory, and a want of memory is no limit that refuses.
         let far = most >= 2 * ONE - 1;
         let counted = if far { 2 * ONE - 1 } else { ONE.min(limit.frames().0) };
         assert_eq!(write(&file, FAR).is_ok(), far, "{most}");
