@@ -22,8 +22,9 @@ fn run(start: Start) -> u8 {
         return inherited();
     }
     parts! { ()
-        droppable_memory_is_refused droppable_memory_is_of_one_process droppable_memory_is_not_locked
-        settings_are_refused nothing_becomes_code nothing_becomes_code_of_several blocks_are_not_wanted
+        droppable_memory_is_refused droppable_memory_is_of_one_process droppable_memory_goes_on_advice
+        droppable_memory_is_not_locked settings_are_refused nothing_becomes_code
+        nothing_becomes_code_of_several blocks_are_not_wanted
     }
     others_inherit(start.path());
     status("settings")
@@ -101,6 +102,17 @@ fn droppable_memory_is_of_one_process() {
     equal("its contents", bytes(AT + 8 * PAGE), [1, 0]);
     equal("given up", advise(AT + 8 * PAGE, 1, MADV_FREE), Ok(0));
     unmap(AT, 10);
+}
+
+fn droppable_memory_goes_on_advice() {
+    equal("mapped", map_at(AT, 4, RW, DROPPABLE), Ok(AT));
+    number(AT, 4);
+    equal("cold", (advise(AT, 4, MADV_COLD), bytes(AT)), (Ok(0), [1, 2, 3, 4]));
+    // Linux leaves pages that something else looks at just then.
+    let is_out = (0..100).any(|_| advise(AT + PAGE, 2, MADV_PAGEOUT) == Ok(0) && bytes(AT) == [1, 0, 0, 4]);
+    holds("out of memory", is_out);
+    equal("locked", (call(MLOCK, [AT, PAGE]), advise(AT, 4, MADV_PAGEOUT)), (Ok(0), Ok(0)));
+    unmap(AT, 4);
 }
 
 fn droppable_memory_is_not_locked() {

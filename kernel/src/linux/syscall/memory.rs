@@ -26,7 +26,7 @@ use crate::linux::file::open::OpenFile;
 use crate::mm::counted::Counted;
 use crate::mm::space::{
     Access, AreaAdvice, Commitment, Discard, Locking, MapRequest, MappedFile, Move, Object, Placement, Populate, Remap,
-    Sharing, Space, SpaceError, Terms,
+    Sharing, Space, SpaceError, Terms, Unneeded,
 };
 use crate::platform::features::branch;
 use crate::sched::relax;
@@ -339,8 +339,8 @@ fn advise(call: &Syscall<'_>, space: &Space, address: VirtAddr, bytes: u64, advi
         MADV_DONTNEED => space.madvise_dontneed(cpu, start, bytes)?,
         MADV_DONTNEED_LOCKED => space.madvise_discard(cpu, start, bytes, Discard::All)?,
         MADV_FREE => space.madvise_discard(cpu, start, bytes, Discard::Anonymous)?,
-        // Nothing is moved out of memory.
-        MADV_COLD | MADV_PAGEOUT => space.madvise_unlocked(start, bytes)?,
+        MADV_COLD => space.madvise_unneeded(cpu, start, bytes, Unneeded::Cold)?,
+        MADV_PAGEOUT => space.madvise_unneeded(cpu, start, bytes, Unneeded::Out)?,
         MADV_REMOVE => space.madvise_remove(cpu, start, bytes)?,
         MADV_DONTFORK => space.madvise_areas(cpu, start, bytes, AreaAdvice::DontFork)?,
         MADV_DODUMP => space.madvise_areas(cpu, start, bytes, AreaAdvice::DoDump)?,

@@ -65,6 +65,15 @@ pub enum Discard {
     Anonymous,
 }
 
+/// Pages that are not needed soon.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unneeded {
+    /// Later perhaps (`MADV_COLD`).
+    Cold,
+    /// They should leave memory (`MADV_PAGEOUT`), as only droppable ones can here.
+    Out,
+}
+
 impl AreaAdvice {
     /// The flags of `area` by this advice.
     fn applied(self, area: &Area) -> Result<AreaFlags, SpaceError> {
@@ -332,13 +341,26 @@ impl Space {
         self.zap(&mut Gather::among_faults(self, cpu, areas), part, ZapFlags::DISCARD);
     }
 
-    /// Advice without effect on pages that are not locked (`MADV_COLD`, `MADV_PAGEOUT`).
+    /// Takes the pages of droppable areas away where `unneeded` says so. All others stay in memory, but this is advice for
+    /// pages that are not locked.
     ///
     /// # Errors
     /// As [`Self::madvise_dontneed`].
-    pub fn madvise_unlocked(&self, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
-        self.for_each_part(start, bytes, |_, area, part| {
-            if area.flags().has_any(AreaFlags::KEPT) { Err(SpaceError::Invalid) } else { Ok(part.end()) }
+    pub fn madvise_unneeded(
+        &self,
+        cpu: &Cpu,
+        start: VirtAddr,
+        bytes: u64,
+        unneeded: Unneeded,
+    ) -> Result<(), SpaceError> {
+        self.for_each_part(start, bytes, |areas, area, part| {
+            if area.flags().has_any(AreaFlags::KEPT) {
+                return Err(SpaceError::Invalid);
+            }
+            if unneeded == Unneeded::Out && area.is_droppable() {
+                self.discard_part(cpu, areas, part);
+            }
+            Ok(part.end())
         })
     }
 

@@ -81,7 +81,7 @@ mod zap;
 
 pub use access::Access;
 pub use address_space::{Made, ProgramHeap, Settings, Space, SpaceHandle, SpaceRef, SpaceTables};
-pub use advise::{AreaAdvice, Discard};
+pub use advise::{AreaAdvice, Discard, Unneeded};
 pub use area::{Area, Commitment, Sharing};
 pub use calls::{MapRequest, Placement, Populate};
 pub use device::HasRegisters;

@@ -4,7 +4,7 @@ use granule_arch::descriptor::{Descriptor, Markers};
 use granule_pgtable::{Mmu as _, Stores};
 
 use super::*;
-use crate::mm::space::{AreaAdvice, Discard, Locking, SpaceError};
+use crate::mm::space::{AreaAdvice, Discard, Locking, SpaceError, Unneeded};
 
 const START: VirtAddr = VirtAddr(0x10_0000_0000);
 
@@ -101,7 +101,7 @@ fn a_hole_is_reported_wherever_it_is() {
         ("POPULATE_READ", |space, cpu, start, bytes| {
             space.madvise_populate(cpu, start, bytes, Access::Read, &|| false)
         }),
-        ("COLD", |space, _, start, bytes| space.madvise_unlocked(start, bytes)),
+        ("PAGEOUT", |space, cpu, start, bytes| space.madvise_unneeded(cpu, start, bytes, Unneeded::Out)),
         ("WILLNEED", |space, _, start, bytes| space.madvise_nothing(start, bytes)),
         ("mlock", |space, cpu, start, bytes| space.mlock(cpu, start, bytes, Locking::Now, &|| false)),
         ("munlock", |space, cpu, start, bytes| space.mlock(cpu, start, bytes, Locking::None, &|| false)),

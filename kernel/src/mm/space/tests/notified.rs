@@ -39,7 +39,7 @@ use crate::mm::notifier::recording::{Call, Notified, Recording};
 use crate::mm::notifier::{EventSet, Subscriber, Subscription};
 use crate::mm::space::{
     Discard, MapRequest, MappedFile, Move, Object, ObjectError, Placement, Populate, Remap, Seals, Sharing,
-    SpaceLimits, Terms, Used,
+    SpaceLimits, Terms, Unneeded, Used,
 };
 use crate::platform::features::branch;
 use crate::sync::rank;
@@ -557,7 +557,11 @@ fn what_is_discarded_area_by_area_is_notified_like_the_rest() {
         "start clear 0..2, write, dsb ishst, vale1is 0, vale1is 1, tlbs 0..2 (locked), range 0..2 (locked), dsb ish, \
          end clear 0..2",
     );
-    assert_events(&stage, || stage.space.madvise_unlocked(stage.start, 2 * PAGE).unwrap(), "");
+    assert_events(
+        &stage,
+        || stage.space.madvise_unneeded(&stage.rig.cpu, stage.start, 2 * PAGE, Unneeded::Out).unwrap(),
+        "",
+    );
 }
 
 /// Populated for writing after a fork, when there is no other holder: each page is upgraded as by its first store.

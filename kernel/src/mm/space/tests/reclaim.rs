@@ -16,7 +16,7 @@ use crate::mm::frame_limit::FrameLimit;
 use crate::mm::kernel::record::{at_each, record};
 use crate::mm::space::{
     Aged, AreaAdvice, Commitment, Locking, Made, MappedFile, Move, Object, ObjectError, Remap, Seals, Settings,
-    SpaceLimits, Terms, Used, WriteAt,
+    SpaceLimits, Terms, Unneeded, Used, WriteAt,
 };
 
 const START: VirtAddr = VirtAddr(0x10_0000_0000);
@@ -514,6 +514,17 @@ fn pages_of_droppable_areas_are_dropped() {
     assert_eq!([0, 1, 4, 5, 512].map(|page| rig.read(&space, at(page))), [0, 0, 7, 7, 0]);
     assert_eq!([1, 4].map(|page| rig.read(&child, at(page))), [8, 7], "another space's");
     assert_eq!(child.drop_pages(cpu), 1 + 512, "a load has brought a block");
+    // On advice too, which is for pages of the range.
+    [0, 1, 4, 512].into_iter().for_each(|page| rig.write(&space, at(page), 7));
+    for (unneeded, first, expected) in [
+        (Unneeded::Cold, 0, [7, 7, 7, 7]),
+        (Unneeded::Out, 1, [7, 0, 7, 7]),
+        (Unneeded::Out, 0, [0, 0, 7, 7]),
+        (Unneeded::Out, 512, [0, 0, 7, 0]),
+    ] {
+        space.madvise_unneeded(cpu, at(first), 8 * PAGE, unneeded).unwrap();
+        assert_eq!([0, 1, 4, 512].map(|page| rig.read(&space, at(page))), expected, "{unneeded:?} {first}");
+    }
     drop((space, child));
     assert_eq!(rig.used(), 0);
 }

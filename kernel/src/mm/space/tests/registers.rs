@@ -9,7 +9,7 @@ use crate::mm::counted::Counted;
 use crate::mm::notifier::recording::{Notified, Recording};
 use crate::mm::notifier::{Event, Subscription};
 use crate::mm::space::{
-    AreaAdvice, Discard, FaultError, Locking, MappedFile, Move, Object, Remap, SpaceError, SpaceLimits, Terms,
+    AreaAdvice, Discard, FaultError, Locking, MappedFile, Move, Object, Remap, SpaceError, SpaceLimits, Terms, Unneeded,
 };
 
 const START: VirtAddr = VirtAddr(0x10_0000_0000);
@@ -170,7 +170,7 @@ fn calls_leave_them_alone_as_linux_does() {
     for what in [Discard::All, Discard::Unlocked, Discard::Anonymous] {
         assert_eq!(space.madvise_discard(cpu, START, PAGE, what), invalid);
     }
-    assert_eq!(space.madvise_unlocked(START, PAGE), invalid);
+    assert_eq!(space.madvise_unneeded(&rig.cpu, START, PAGE, Unneeded::Out), invalid);
     assert_eq!(space.madvise_guard(cpu, START, PAGE, &is_killed), invalid);
     for access in [Access::Read, Access::Write] {
         assert_eq!(space.madvise_populate(cpu, START, PAGE, access, &is_killed), invalid);

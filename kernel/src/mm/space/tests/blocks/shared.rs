@@ -15,7 +15,7 @@ use crate::mm::counted::Counted;
 use crate::mm::space::fault::serve;
 use crate::mm::space::outcome::FaultOutcome;
 use crate::mm::space::shmem::OF_OBJECT;
-use crate::mm::space::{FaultError, Locking, MappedFile, Object, Seals, Terms, WriteAt};
+use crate::mm::space::{FaultError, Locking, MappedFile, Object, Seals, Terms, Unneeded, WriteAt};
 
 /// A file of memory.
 fn file(rig: &Rig, pages: u64) -> Counted<Object> {
@@ -476,7 +476,7 @@ fn advice_meets_blocks_in_shared_areas() {
     other.mlock(&rig.cpu, START, 7 * PAGE, Locking::Now, &|| false).unwrap();
     other.madvise_areas(&rig.cpu, page(100), PAGE, AreaAdvice::NoHugePage).unwrap();
     assert_eq!((size(&other, page(0)), areas(&other).len()), (BLOCK_SIZE, 4));
-    let parts = [other.madvise_unlocked(page(3), PAGE), other.madvise_unlocked(page(50), PAGE)];
+    let parts = [3, 50].map(|at| other.madvise_unneeded(&rig.cpu, page(at), PAGE, Unneeded::Cold));
     assert_eq!(parts, [Err(SpaceError::Invalid), Ok(())]);
     file.punch_hole(&rig.cpu, 5 * PAGE, 9 * PAGE).unwrap();
     check(&rig, &file, &[&space, &reader, &child, &other], 2 * BLOCK_PAGES);

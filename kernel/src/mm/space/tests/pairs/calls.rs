@@ -9,7 +9,7 @@ use crate::mm::space::pagemap::{GUARD, UFFD_WP};
 use crate::mm::space::scan::{Scan, ScanRequest, WRITTEN};
 use crate::mm::space::{
     Aged, AreaAdvice, Content, Discard, Move, Patience, Remap, Resident, SizeChoice, Sought, SpaceError, SpaceLimits,
-    SpaceUser, Used,
+    SpaceUser, Unneeded, Used,
 };
 use crate::uaccess;
 
@@ -280,7 +280,7 @@ pub(super) const CALLS: &[Call] = &[
     call("MADV_POPULATE_WRITE", |w, space, cpu, _| {
         said(space.madvise_populate(cpu, START, w.bytes(), Access::Write, ALIVE))
     }),
-    call("MADV_COLD", |w, space, _, _| said(space.madvise_unlocked(START, w.bytes()))),
+    call("MADV_PAGEOUT", |w, space, cpu, _| said(space.madvise_unneeded(cpu, START, w.bytes(), Unneeded::Out))),
     call("MADV_WILLNEED", |w, space, _, _| said(space.madvise_nothing(START, w.bytes()))),
     call("MADV_DONTFORK", |w, space, cpu, _| advise(w, space, cpu, AreaAdvice::DontFork)),
     call("MADV_WIPEONFORK", |w, space, cpu, _| advise(w, space, cpu, AreaAdvice::WipeOnFork)),
