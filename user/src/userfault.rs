@@ -7,8 +7,8 @@ use granule_abi::number::{CLOSE, IOCTL, READ, USERFAULTFD};
 use granule_abi::userfaultfd::{
     Api, Copy, Fill, Message, Range, Register, UFFD_API, UFFD_FEATURE_PAGEFAULT_FLAG_WP,
     UFFD_FEATURE_WP_HUGETLBFS_SHMEM, UFFD_FEATURE_WP_UNPOPULATED, UFFDIO_API, UFFDIO_CONTINUE, UFFDIO_COPY,
-    UFFDIO_POISON, UFFDIO_REGISTER, UFFDIO_UNREGISTER, UFFDIO_WAKE, UFFDIO_WRITEPROTECT, UFFDIO_WRITEPROTECT_MODE_WP,
-    UFFDIO_ZEROPAGE, WriteProtect,
+    UFFDIO_MOVE, UFFDIO_POISON, UFFDIO_REGISTER, UFFDIO_UNREGISTER, UFFDIO_WAKE, UFFDIO_WRITEPROTECT,
+    UFFDIO_WRITEPROTECT_MODE_WP, UFFDIO_ZEROPAGE, WriteProtect,
 };
 
 use crate::sys;
@@ -92,8 +92,19 @@ impl Pager {
     /// # Errors
     /// The kernel's, with the same.
     pub fn copy(self, dst: u64, src: u64, len: u64, mode: u64) -> Result<i64, (Errno, i64)> {
-        let mut copy = Copy { dst, src, len, mode, copy: 0 };
-        match self.call(UFFDIO_COPY, &mut copy) {
+        self.bring(UFFDIO_COPY, Copy { dst, src, len, mode, copy: 0 })
+    }
+
+    /// Moves pages from `src` on, as [`Self::copy`].
+    ///
+    /// # Errors
+    /// The kernel's, as there.
+    pub fn move_pages(self, dst: u64, src: u64, len: u64, mode: u64) -> Result<i64, (Errno, i64)> {
+        self.bring(UFFDIO_MOVE, Copy { dst, src, len, mode, copy: 0 })
+    }
+
+    fn bring(self, command: u32, mut copy: Copy) -> Result<i64, (Errno, i64)> {
+        match self.call(command, &mut copy) {
             Ok(_) => Ok(copy.copy),
             Err(error) => Err((error, copy.copy)),
         }

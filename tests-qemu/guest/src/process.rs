@@ -253,6 +253,11 @@ fn pages_that_an_object_has_are_mapped_by_a_pager_as_on_linux(t: &mut Test) {
     succeeds(t, "minor");
 }
 
+target_test!(pages_are_moved_by_a_pager_as_on_linux, needs("smp"), limit(60));
+fn pages_are_moved_by_a_pager_as_on_linux(t: &mut Test) {
+    succeeds(t, "moved");
+}
+
 target_test!(a_scan_finds_what_was_written_as_on_linux, needs("smp"), limit(60));
 fn a_scan_finds_what_was_written_as_on_linux(t: &mut Test) {
     succeeds(t, "scan");

@@ -17,6 +17,8 @@ pub const UFFDIO_WAKE: u32 = 0x8010_aa02;
 pub const UFFDIO_COPY: u32 = 0xc028_aa03;
 /// ioctl: [`Fill`].
 pub const UFFDIO_ZEROPAGE: u32 = 0xc020_aa04;
+/// ioctl: [`struct@Copy`].
+pub const UFFDIO_MOVE: u32 = 0xc028_aa05;
 /// ioctl: [`WriteProtect`].
 pub const UFFDIO_WRITEPROTECT: u32 = 0xc018_aa06;
 /// ioctl: [`Fill`].
@@ -56,6 +58,8 @@ pub const UFFD_FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
 pub const UFFD_FEATURE_POISON: u64 = 1 << 14;
 /// [`Api::features`]: a store to a page that is write-protected ends that, and is no message.
 pub const UFFD_FEATURE_WP_ASYNC: u64 = 1 << 15;
+/// [`Api::features`]: pages can be moved.
+pub const UFFD_FEATURE_MOVE: u64 = 1 << 16;
 
 /// [`Register::mode`]: first accesses.
 pub const UFFDIO_REGISTER_MODE_MISSING: u64 = 1;
@@ -67,6 +71,10 @@ pub const UFFDIO_REGISTER_MODE_MINOR: u64 = 4;
 pub const UFFDIO_COPY_MODE_DONTWAKE: u64 = 1;
 /// [`Copy::mode`]: the copies are write-protected.
 pub const UFFDIO_COPY_MODE_WP: u64 = 2;
+/// [`Copy::mode`] of [`UFFDIO_MOVE`]: wakes nothing.
+pub const UFFDIO_MOVE_MODE_DONTWAKE: u64 = 1;
+/// [`Copy::mode`] of [`UFFDIO_MOVE`]: where no page is, none is moved.
+pub const UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES: u64 = 2;
 /// [`Fill::mode`] of [`UFFDIO_CONTINUE`]: wakes nothing.
 pub const UFFDIO_CONTINUE_MODE_DONTWAKE: u64 = 1;
 /// [`Fill::mode`] of [`UFFDIO_CONTINUE`]: the pages are write-protected.
@@ -129,19 +137,19 @@ pub struct Register {
     pub ioctls: u64,
 }
 
-/// `struct uffdio_copy`.
+/// `struct uffdio_copy`, `struct uffdio_move`.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Copy {
     /// Where pages are missing.
     pub dst: u64,
-    /// The pages that they become copies of.
+    /// The pages that they become copies of, or that move there.
     pub src: u64,
     /// Bytes.
     pub len: u64,
     /// How.
     pub mode: u64,
-    /// Bytes that were copied, or an error's number negated.
+    /// Bytes that were copied or moved, or an error's number negated.
     pub copy: i64,
 }
 

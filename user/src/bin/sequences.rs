@@ -32,8 +32,6 @@ const STEPS: usize = 40;
 const OF_COPY: usize = 8;
 /// Calls that map memory before all others.
 const MAPPED_FIRST: usize = 4;
-/// The bit of `UFFDIO_MOVE` among the calls that registered pages take.
-const UFFDIO_MOVE: u64 = 1 << 5;
 /// Pages of the files at most.
 const OF_FILE: u64 = 12;
 
@@ -430,11 +428,7 @@ impl World {
         };
         let line = format_args!("{at} {name}({start:#x}, {bytes:#x}, {mode})");
         match kind {
-            0..5 => {
-                // Without the bit of a call that not every kernel has.
-                let calls = pager.register(start, bytes, mode).map(|calls| calls & !UFFDIO_MOVE);
-                self.say(format_args!("{line}: {calls:x?}"));
-            }
+            0..5 => self.say(format_args!("{line}: {:x?}", pager.register(start, bytes, mode))),
             5 => self.say(format_args!("{line}: {:?}", pager.unregister(start, bytes))),
             6..9 => self.say(format_args!("{line} from {from:#x}: {:?}", pager.copy(start, from, bytes, mode))),
             9 => self.say(format_args!("{line}: {:?}", pager.zero(start, bytes, mode))),

@@ -5,8 +5,9 @@ use granule_abi::userfaultfd::{
     UFFD_API, UFFD_EVENT_FORK, UFFD_EVENT_PAGEFAULT, UFFD_EVENT_REMAP, UFFD_EVENT_REMOVE, UFFD_EVENT_UNMAP,
     UFFD_PAGEFAULT_FLAG_MINOR, UFFD_PAGEFAULT_FLAG_WP, UFFD_PAGEFAULT_FLAG_WRITE, UFFD_USER_MODE_ONLY, UFFDIO_API,
     UFFDIO_CONTINUE, UFFDIO_CONTINUE_MODE_DONTWAKE, UFFDIO_CONTINUE_MODE_WP, UFFDIO_COPY, UFFDIO_COPY_MODE_DONTWAKE,
-    UFFDIO_COPY_MODE_WP, UFFDIO_POISON, UFFDIO_REGISTER, UFFDIO_REGISTER_MODE_MINOR, UFFDIO_REGISTER_MODE_MISSING,
-    UFFDIO_REGISTER_MODE_WP, UFFDIO_UNREGISTER, UFFDIO_WAKE, UFFDIO_WRITEPROTECT, UFFDIO_WRITEPROTECT_MODE_DONTWAKE,
+    UFFDIO_COPY_MODE_WP, UFFDIO_MOVE, UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES, UFFDIO_MOVE_MODE_DONTWAKE, UFFDIO_POISON,
+    UFFDIO_REGISTER, UFFDIO_REGISTER_MODE_MINOR, UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP,
+    UFFDIO_UNREGISTER, UFFDIO_WAKE, UFFDIO_WRITEPROTECT, UFFDIO_WRITEPROTECT_MODE_DONTWAKE,
     UFFDIO_WRITEPROTECT_MODE_WP, UFFDIO_ZEROPAGE, UFFDIO_ZEROPAGE_MODE_DONTWAKE, ioctl_bit,
 };
 use granule_arch::addr::{PAGE, VirtAddr};
@@ -19,7 +20,8 @@ use crate::linux::file::table::OnExec;
 use crate::linux::file::userfaultfd::UserfaultFile;
 use crate::mm::counted::Counted;
 use crate::mm::space::{
-    Content, Enrolment, Features, FillError, Mark, Message, ReadError, Reason, Space, UserfaultError, Userfaultfd,
+    Content, Enrolment, Features, FillError, Holes, Mark, Message, ReadError, Reason, Space, Transfer, UserfaultError,
+    Userfaultfd,
 };
 use crate::sched::IfNotReady;
 use crate::smp::this_cpu;
@@ -50,6 +52,8 @@ impl From<FillError> for Errno {
             FillError::Call(error) => error.into(),
             FillError::Exists => Self::EEXIST,
             FillError::Fault => Self::EFAULT,
+            FillError::Hole => Self::ENOENT,
+            FillError::Shared => Self::EBUSY,
             FillError::Interrupted => Self::EINTR,
         }
     }
@@ -148,6 +152,7 @@ pub(super) fn ioctl(pager: &Counted<Userfaultfd>, own: &Space, command: u32, at:
             let modes = UFFDIO_CONTINUE_MODE_DONTWAKE | UFFDIO_CONTINUE_MODE_WP;
             fill(pager, own, at, modes, |mode| Content::Present(mode & UFFDIO_CONTINUE_MODE_WP != 0))
         }
+        UFFDIO_MOVE => transfer(pager, own, at),
         UFFDIO_WAKE => {
             let [start, bytes] = read_quads(at)?;
             Ok(pager.wake(VirtAddr(start), bytes).map(|()| 0)?)
@@ -202,10 +207,10 @@ fn register(pager: &Counted<Userfaultfd>, at: VirtAddr) -> Answer {
         write_protected: mode & UFFDIO_REGISTER_MODE_WP != 0,
     };
     Userfaultfd::register(pager, this_cpu(), VirtAddr(start), bytes, enrolment)?;
-    let calls = [UFFDIO_WAKE, UFFDIO_COPY, UFFDIO_ZEROPAGE, UFFDIO_POISON].map(ioctl_bit).iter().sum::<u64>();
+    let calls = [UFFDIO_WAKE, UFFDIO_COPY, UFFDIO_ZEROPAGE, UFFDIO_MOVE, UFFDIO_POISON].map(ioctl_bit);
     let protection = if enrolment.write_protected { ioctl_bit(UFFDIO_WRITEPROTECT) } else { 0 };
     let present = if enrolment.minor { ioctl_bit(UFFDIO_CONTINUE) } else { 0 };
-    write_quads(VirtAddr(at.0.wrapping_add(24)), [calls | protection | present])?;
+    write_quads(VirtAddr(at.0.wrapping_add(24)), [calls.iter().sum::<u64>() | protection | present])?;
     Ok(0)
 }
 
@@ -239,7 +244,24 @@ fn copy(pager: &Userfaultfd, own: &Space, at: VirtAddr) -> Answer {
         return Err(Errno::EINVAL);
     }
     let content = Content::Copy(from, mode & UFFDIO_COPY_MODE_WP != 0);
-    fill_range(pager, own, result, to, bytes, content, mode & UFFDIO_COPY_MODE_DONTWAKE == 0)
+    let filled = pager.fill(this_cpu(), Some(own), to, bytes, content);
+    stored(pager, result, to, bytes, filled, mode & UFFDIO_COPY_MODE_DONTWAKE == 0)
+}
+
+/// `UFFDIO_MOVE`.
+#[cold]
+#[inline(never)]
+fn transfer(pager: &Userfaultfd, own: &Space, at: VirtAddr) -> Answer {
+    let result = VirtAddr(at.0.wrapping_add(32));
+    refuse_changes(pager, result)?;
+    let [to, from, bytes, mode] = read_quads(at)?;
+    let (to, from) = (checked(to, bytes)?, checked(from, bytes)?);
+    if !pager.is_of(own) || mode & !(UFFDIO_MOVE_MODE_DONTWAKE | UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let holes = if mode & UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES != 0 { Holes::Skipped } else { Holes::Refused };
+    let moved = pager.transfer(this_cpu(), own, &Transfer { to, from, bytes, holes });
+    stored(pager, result, to, bytes, moved, mode & UFFDIO_MOVE_MODE_DONTWAKE == 0)
 }
 
 /// `UFFDIO_ZEROPAGE`, `UFFDIO_CONTINUE` and `UFFDIO_POISON`, with a mode of these `modes`, of which one does not wake.
@@ -251,7 +273,8 @@ fn fill(pager: &Userfaultfd, own: &Space, at: VirtAddr, modes: u64, content: imp
     if mode & !modes != 0 {
         return Err(Errno::EINVAL);
     }
-    fill_range(pager, own, result, start, bytes, content(mode), mode & UFFDIO_ZEROPAGE_MODE_DONTWAKE == 0)
+    let filled = pager.fill(this_cpu(), Some(own), start, bytes, content(mode));
+    stored(pager, result, start, bytes, filled, mode & UFFDIO_ZEROPAGE_MODE_DONTWAKE == 0)
 }
 
 /// Fails with `EAGAIN`, at `result` too, while an event is not read.
@@ -263,17 +286,16 @@ fn refuse_changes(pager: &Userfaultfd, result: VirtAddr) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Fills pages, stores at `result` how many bytes that were or why none, and wakes the threads that wait for them.
-fn fill_range(
+/// Stores at `result` how many bytes from `start` on are `done`, of as many as were asked for, or why none, and wakes the
+/// threads that wait for them.
+fn stored(
     pager: &Userfaultfd,
-    own: &Space,
     result: VirtAddr,
     start: VirtAddr,
     bytes: u64,
-    content: Content,
+    (done, filled): (u64, Result<(), FillError>),
     wakes: bool,
 ) -> Answer {
-    let (done, filled) = pager.fill(this_cpu(), Some(own), start, bytes, content);
     let filled = match filled {
         // Nothing is stored.
         Err(FillError::Call(UserfaultError::Ended)) if done == 0 => return Err(Errno::ESRCH),

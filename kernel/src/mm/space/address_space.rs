@@ -354,7 +354,7 @@ impl Space {
     }
 
     /// As [`Self::lock_table`], for another table beside one whose lock is held. The areas are locked for writing, so
-    /// nothing else acquires two.
+    /// nothing else acquires two; or for reading, and the one that is held is the lower one, by its address.
     pub(super) fn lock_table_beside(&self, table: PhysAddr) -> TableGuard<'_, { rank::TABLE_BESIDE }> {
         self.lock(table)
     }

@@ -107,4 +107,5 @@ pub use userfault::events::PendingEvents;
 pub use userfault::fault::FaultMode;
 pub use userfault::fill::Content;
 pub use userfault::queue::{ReadError, Reading};
+pub use userfault::transfer::{Holes, Transfer};
 pub use userfault::{Enrolment, Features, FillError, Mark, Message, PageFault, Reason, UserfaultError, Userfaultfd};

@@ -23,7 +23,7 @@ use granule_runner::serial::Limit;
 const LIMIT: Limit = Limit::work(300);
 
 /// Programs that compare each answer with Linux's, or whose end tells that all was as they expect.
-const PROGRAMS: [&str; 26] = [
+const PROGRAMS: [&str; 27] = [
     "accounts",
     "advice race",
     "bti exec",
@@ -37,6 +37,7 @@ const PROGRAMS: [&str; 26] = [
     "memfd",
     "memfd race",
     "minor",
+    "moved",
     "names",
     "peek",
     "pidfds",

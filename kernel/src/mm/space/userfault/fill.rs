@@ -195,6 +195,21 @@ impl Userfaultfd {
 }
 
 impl Space {
+    /// The entry of `page`, in `cell`, once no TLB has what was there before. The table's lock is held.
+    #[inline(always)]
+    pub(super) fn entry_at_rest(&self, cell: &EntryCell, page: VirtAddr) -> Descriptor {
+        let mmu = self.mmu();
+        let entry = mmu.load(cell);
+        if state(entry) != EntryState::Stale {
+            return entry;
+        }
+        let rest = rest_of_stale(entry);
+        mmu.store(cell, rest);
+        // Another CPU's TLBI may not have completed; issue our own.
+        self.tlb().flush_replaced(mmu, Leaf::page(page));
+        rest
+    }
+
     /// Gives the object of the area at `page` a page of zeros, and maps it, where that is minor once the object has it: a
     /// fault that finds it before it is mapped waits, and asks no pager. The access is made again.
     ///
@@ -330,15 +345,7 @@ impl<'a> Place<'a> {
 
     /// Whether the page is protected, if the entry may be replaced. The table's lock is held.
     fn fillable(&self, over: Over) -> Option<bool> {
-        let mmu = self.space.mmu();
-        let mut entry = mmu.load(self.cell);
-        if state(entry) == EntryState::Stale {
-            entry = rest_of_stale(entry);
-            mmu.store(self.cell, entry);
-            // Another CPU's TLBI may not have completed; issue our own.
-            self.space.tlb().flush_replaced(mmu, Leaf::page(self.page));
-        }
-        match state(entry) {
+        match state(self.space.entry_at_rest(self.cell, self.page)) {
             EntryState::Empty => Some(self.is_protected),
             EntryState::Marker(markers) => match over {
                 Over::Markers if !markers.contains(Markers::GUARD) => Some(self.is_protected),

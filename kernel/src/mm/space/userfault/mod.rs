@@ -2,8 +2,8 @@
 //!
 //! Areas are registered with a [`Userfaultfd`]. A first access where a page is *missing*, or is *minor* since the area's
 //! object has it, or a store to a page that is *write-protected*, becomes a message, and the thread that has faulted
-//! waits ([`fault`]). The pager reads the message ([`queue`]), brings a page ([`fill`]) or clears the protection
-//! ([`protect`]), and wakes the thread, which makes its access again. Changes that the space makes to its own mappings
+//! waits ([`fault`]). The pager reads the message ([`queue`]), brings a page ([`fill`]), moves one ([`transfer`]) or clears
+//! the protection ([`protect`]), and wakes the thread, which makes its access again. Changes that the space makes to its own mappings
 //! become events ([`events`]).
 //!
 //! ```text
@@ -35,6 +35,7 @@ pub(super) mod fault;
 pub(super) mod fill;
 pub(super) mod protect;
 pub(super) mod queue;
+pub(super) mod transfer;
 
 use core::fmt;
 use core::ops::Deref;
@@ -95,6 +96,8 @@ impl Features {
     pub const POISON: u64 = 1 << 14;
     /// A store to a page that is write-protected ends that, and is no message. Implies [`Self::WP_UNPOPULATED`].
     pub const WP_ASYNC: u64 = 1 << 15;
+    /// Pages may be moved.
+    pub const MOVE: u64 = 1 << 16;
     /// All of them.
     pub const ALL: Self = Self(
         Self::PAGEFAULT_FLAG_WP
@@ -110,7 +113,8 @@ impl Features {
             | Self::WP_HUGETLBFS_SHMEM
             | Self::WP_UNPOPULATED
             | Self::POISON
-            | Self::WP_ASYNC,
+            | Self::WP_ASYNC
+            | Self::MOVE,
     );
 
     /// Whether it has all of `bits`.
@@ -160,7 +164,7 @@ impl From<SpaceError> for UserfaultError {
     }
 }
 
-/// Why a page is not filled.
+/// Why a page is not filled, or not moved.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum FillError {
     /// As every call of a userfaultfd.
@@ -169,9 +173,15 @@ pub enum FillError {
     /// Something is there.
     #[error("a page is there")]
     Exists,
-    /// The bytes cannot be read, or the object ends before.
+    /// The bytes cannot be read, or the object ends before; or a marker is there, which does not move.
     #[error("the bytes cannot be read, or the object ends before")]
     Fault,
+    /// There is no page to move.
+    #[error("there is no page to move")]
+    Hole,
+    /// The page to move is not the space's alone.
+    #[error("the page to move is not the space's alone")]
+    Shared,
     /// A signal ends the program.
     #[error("a signal ends the program")]
     Interrupted,
