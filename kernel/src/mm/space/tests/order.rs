@@ -13,7 +13,7 @@ use granule_arch::addr::{PAGE, VirtAddr};
 use super::super::{Access, Sharing, SpaceRef, handle_fault};
 use super::{Rig, private};
 use crate::mm::notifier::{Subscriber, Subscription};
-use crate::mm::space::{Enrolment, Features, MapRequest, Mark, Space, Userfaultfd};
+use crate::mm::space::{Enrolment, Features, Holes, MapRequest, Mark, Space, Transfer, Userfaultfd};
 use crate::smp::{Cpu, CpuId};
 
 /// How long an invalidation is held up: enough for another thread to finish a call, if it can.
@@ -156,6 +156,30 @@ fn no_fault_is_served_between_a_change_and_its_invalidation() {
     let _child = space.fork(&rig.cpu).unwrap();
     let write = |space: &Space, cpu: &Cpu| handle_fault(space, cpu, START, Access::Write).unwrap();
     assert_eq!(race(&space, |space| write(space, &rig.cpu), write), Finished::AfterIt, "copy on write");
+}
+
+/// A page is in no place until no TLB has it where it was: a fault at either waits, and a page that comes next finds it gone.
+#[test]
+fn a_page_moves_only_when_its_invalidation_is_complete() {
+    for (page, access) in [(2, Access::Write), (2, Access::Read), (20, Access::Read), (20, Access::Write)] {
+        let rig = Rig::new(8);
+        let space = touched(&rig, Sharing::Private);
+        space.madvise_dontneed(&rig.cpu, START + 16 * PAGE, 8 * PAGE).unwrap();
+        let pager = Userfaultfd::new(&space, false, 0).unwrap();
+        pager.agree(Features(0)).unwrap();
+        let enrolment = Enrolment { missing: false, minor: false, write_protected: true };
+        Userfaultfd::register(&pager, &rig.cpu, START, PAGES * PAGE, enrolment).unwrap();
+        let (to, from) = (START + 18 * PAGE, START);
+        let transfer = Transfer { to, from, bytes: 4 * PAGE, holes: Holes::Refused };
+        let finished = race(
+            &space,
+            |space| assert_eq!(pager.transfer(&rig.cpu, space, &transfer), (4 * PAGE, Ok(()))),
+            |space, cpu| _ = handle_fault(space, cpu, START + page * PAGE, access),
+        );
+        assert_eq!(finished, Finished::AfterIt, "page {page}, {access:?}");
+        assert_eq!([2, 20].map(|page| rig.read(&space, START + page * PAGE)), [0, 1]);
+        pager.close();
+    }
 }
 
 /// Its tables are locked one after the other, and the areas for reading: a fault that is served before the invalidation

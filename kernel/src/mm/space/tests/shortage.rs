@@ -15,8 +15,8 @@ use crate::mm::pool::PoolBox;
 use crate::mm::space::area::Area;
 use crate::mm::space::range::{USER_END, USER_START};
 use crate::mm::space::{
-    AreaAdvice, Content, Enrolment, FaultError, Features, FillError, Mark, Move, Remap, SpaceError, SpaceLimits, Terms,
-    UserfaultError, Userfaultfd,
+    AreaAdvice, Content, Enrolment, FaultError, Features, FillError, Holes, Mark, Move, Remap, SpaceError, SpaceLimits,
+    Terms, Transfer, UserfaultError, Userfaultfd,
 };
 use crate::sched::IfNotReady;
 
@@ -309,7 +309,7 @@ fn pager_refused_until<T, E: PartialEq + core::fmt::Debug>(
     refusal: E,
     request: &MapRequest,
     prepare: impl Fn(&Rig, &Space),
-    call: impl Fn(&Rig, &Counted<Userfaultfd>) -> Result<T, E>,
+    call: impl Fn(&Rig, &Space, &Counted<Userfaultfd>) -> Result<T, E>,
 ) {
     for left in 0..ENOUGH {
         let rig = Rig::new(2);
@@ -321,7 +321,7 @@ fn pager_refused_until<T, E: PartialEq + core::fmt::Debug>(
         Userfaultfd::register(&pager, &rig.cpu, START, request.bytes, WP).unwrap();
         let taken = TakenFrames::leaving(&rig, left);
         let before = everything(&rig, &space);
-        match call(&rig, &pager) {
+        match call(&rig, &space, &pager) {
             Ok(_) => assert!(left >= needed, "{left} frames were enough"),
             Err(error) => {
                 assert_eq!(error, refusal);
@@ -342,30 +342,52 @@ fn the_calls_of_a_pager_need_records_tables_and_pages() {
     let nothing = |_: &Rig, _: &Space| ();
     let middle = START + 2 * PAGE;
     // Markers, where there is no table.
-    let protect =
-        |rig: &Rig, pager: &Counted<Userfaultfd>| pager.write_protect(&rig.cpu, None, START, 3 * PAGE, Mark::Set);
+    let protect = |rig: &Rig, _: &Space, pager: &Counted<Userfaultfd>| {
+        pager.write_protect(&rig.cpu, None, START, 3 * PAGE, Mark::Set)
+    };
     pager_refused_until(3, UserfaultError::OutOfMemory, &at(START, 3), nothing, protect);
     pager_refused_until(3, UserfaultError::OutOfMemory, &shared(3), nothing, protect);
     let touched = |rig: &Rig, space: &Space| rig.write(space, START, 1);
     pager_refused_until(0, UserfaultError::OutOfMemory, &at(START, 3), touched, protect);
-    let clear =
-        |rig: &Rig, pager: &Counted<Userfaultfd>| pager.write_protect(&rig.cpu, None, START, 3 * PAGE, Mark::Clear);
+    let clear = |rig: &Rig, _: &Space, pager: &Counted<Userfaultfd>| {
+        pager.write_protect(&rig.cpu, None, START, 3 * PAGE, Mark::Clear)
+    };
     pager_refused_until(0, UserfaultError::OutOfMemory, &at(START, 3), nothing, clear);
     // Records for what an area is cut into.
     let both = Enrolment { missing: true, minor: false, write_protected: true };
-    let register = |rig: &Rig, pager: &Counted<Userfaultfd>| Userfaultfd::register(pager, &rig.cpu, middle, PAGE, both);
+    let register =
+        |rig: &Rig, _: &Space, pager: &Counted<Userfaultfd>| Userfaultfd::register(pager, &rig.cpu, middle, PAGE, both);
     pager_refused_until(1, UserfaultError::OutOfMemory, &at(START, 5), nothing, register);
-    let unregister = |rig: &Rig, pager: &Counted<Userfaultfd>| pager.unregister(&rig.cpu, middle, PAGE);
+    let unregister = |rig: &Rig, _: &Space, pager: &Counted<Userfaultfd>| pager.unregister(&rig.cpu, middle, PAGE);
     pager_refused_until(1, UserfaultError::OutOfMemory, &at(START, 5), nothing, unregister);
     // Tables; of an object its tables and the page too.
-    let fill =
-        |content| move |rig: &Rig, pager: &Counted<Userfaultfd>| pager.fill(&rig.cpu, None, START, PAGE, content).1;
+    let fill = |content| {
+        move |rig: &Rig, _: &Space, pager: &Counted<Userfaultfd>| pager.fill(&rig.cpu, None, START, PAGE, content).1
+    };
     let no_memory = FillError::Call(UserfaultError::OutOfMemory);
     pager_refused_until(3, no_memory, &at(START, 1), nothing, fill(Content::Zeros));
     pager_refused_until(3, no_memory, &at(START, 1), nothing, fill(Content::Poison));
-    pager_refused_until(0, no_memory, &at(START, 2), touched, |rig, pager| {
+    pager_refused_until(0, no_memory, &at(START, 2), touched, |rig, _, pager| {
         pager.fill(&rig.cpu, None, START + PAGE, PAGE, Content::Zeros).1
     });
+}
+
+#[test]
+fn pages_that_move_need_tables() {
+    let elsewhere = START + (1 << 30);
+    let touched = |rig: &Rig, space: &Space| {
+        map(rig, space, &at(elsewhere, 3));
+        (0..3).for_each(|page| rig.write(space, elsewhere + page * PAGE, 1));
+    };
+    let moves = |from, holes| {
+        move |rig: &Rig, space: &Space, pager: &Counted<Userfaultfd>| {
+            pager.transfer(&rig.cpu, space, &Transfer { to: START, from, bytes: 3 * PAGE, holes }).1
+        }
+    };
+    let no_memory = FillError::Call(UserfaultError::OutOfMemory);
+    // Two for the pages; the source has its own.
+    pager_refused_until(2, no_memory, &at(START, 3), touched, moves(elsewhere, Holes::Refused));
+    pager_refused_until(2, no_memory, &at(START, 3), touched, moves(elsewhere, Holes::Skipped));
 }
 
 /// The tables of the space stay, as where a program's own call for them fails between two.

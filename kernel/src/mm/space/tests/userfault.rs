@@ -2,6 +2,7 @@
 
 mod marks;
 mod minor;
+mod moved;
 mod random;
 mod waits;
 

@@ -8,8 +8,8 @@ use crate::mm::space::mlock::Passed;
 use crate::mm::space::pagemap::{GUARD, UFFD_WP};
 use crate::mm::space::scan::{Scan, ScanRequest, WRITTEN};
 use crate::mm::space::{
-    Aged, AreaAdvice, Content, Discard, Move, Patience, Remap, Resident, SizeChoice, Sought, SpaceError, SpaceLimits,
-    SpaceUser, Unneeded, Used,
+    Aged, AreaAdvice, Content, Discard, Holes, Move, Patience, Remap, Resident, SizeChoice, Sought, SpaceError,
+    SpaceLimits, SpaceUser, Transfer, Unneeded, Used,
 };
 use crate::uaccess;
 
@@ -109,6 +109,11 @@ fn copy(world: &World, space: &Space, cpu: &Cpu, at: VirtAddr, is_protected: boo
         let content = Content::Copy(VirtAddr(0), is_protected);
         said(uaccess::with_contents(0x99, || pager.fill(cpu, Some(space), at, PAGE, content)))
     })
+}
+
+/// Moves a page.
+fn transfer(world: &World, space: &Space, cpu: &Cpu, [to, from]: [VirtAddr; 2], holes: Holes) -> Answer {
+    pager(world, |pager| said(pager.transfer(cpu, space, &Transfer { to, from, bytes: PAGE, holes })))
 }
 
 /// The part of smaps about a page. How often it is mapped is not compared, nor its age: see [`shown`].
@@ -372,6 +377,8 @@ pub(super) const CALLS: &[Call] = &[
     call("UFFDIO_POISON", |w, space, cpu, at| {
         pager(w, |pager| said(pager.fill(cpu, Some(space), at, PAGE, Content::Poison)))
     }),
+    call("UFFDIO_MOVE", |w, space, cpu, at| transfer(w, space, cpu, [w.at(3), at], Holes::Refused)),
+    call("UFFDIO_MOVE, from the first page", |w, space, cpu, at| transfer(w, space, cpu, [at, START], Holes::Skipped)),
     call("UFFDIO_WRITEPROTECT", |w, space, cpu, at| {
         pager(w, |pager| said(pager.write_protect(cpu, Some(space), at, PAGE, Mark::Set)))
     }),
