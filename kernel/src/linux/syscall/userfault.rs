@@ -244,8 +244,7 @@ fn copy(pager: &Userfaultfd, own: &Space, at: VirtAddr) -> Answer {
         return Err(Errno::EINVAL);
     }
     let content = Content::Copy(from, mode & UFFDIO_COPY_MODE_WP != 0);
-    let filled = pager.fill(this_cpu(), Some(own), to, bytes, content);
-    stored(pager, result, to, bytes, filled, mode & UFFDIO_COPY_MODE_DONTWAKE == 0)
+    fill_range(pager, own, result, to, bytes, content, mode & UFFDIO_COPY_MODE_DONTWAKE == 0)
 }
 
 /// `UFFDIO_MOVE`.
@@ -273,8 +272,7 @@ fn fill(pager: &Userfaultfd, own: &Space, at: VirtAddr, modes: u64, content: imp
     if mode & !modes != 0 {
         return Err(Errno::EINVAL);
     }
-    let filled = pager.fill(this_cpu(), Some(own), start, bytes, content(mode));
-    stored(pager, result, start, bytes, filled, mode & UFFDIO_ZEROPAGE_MODE_DONTWAKE == 0)
+    fill_range(pager, own, result, start, bytes, content(mode), mode & UFFDIO_ZEROPAGE_MODE_DONTWAKE == 0)
 }
 
 /// Fails with `EAGAIN`, at `result` too, while an event is not read.
@@ -286,8 +284,22 @@ fn refuse_changes(pager: &Userfaultfd, result: VirtAddr) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Fills pages, stores at `result` how many bytes that were or why none, and wakes the threads that wait for them.
+fn fill_range(
+    pager: &Userfaultfd,
+    own: &Space,
+    result: VirtAddr,
+    start: VirtAddr,
+    bytes: u64,
+    content: Content,
+    wakes: bool,
+) -> Answer {
+    stored(pager, result, start, bytes, pager.fill(this_cpu(), Some(own), start, bytes, content), wakes)
+}
+
 /// Stores at `result` how many bytes from `start` on are `done`, of as many as were asked for, or why none, and wakes the
 /// threads that wait for them.
+#[inline(always)]
 fn stored(
     pager: &Userfaultfd,
     result: VirtAddr,

@@ -30,7 +30,7 @@ use super::super::entry::{EntryState, attributes, read_only_attributes, replace,
 use super::super::gather::StaleRange;
 use super::super::parts::Divisible as _;
 use super::super::range::pages;
-use super::super::used::note_used;
+use super::super::used::{bits_of, note_all_used};
 use super::{FillError, UserfaultError, Userfaultfd, range_of_call};
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range};
@@ -183,14 +183,13 @@ impl Space {
         let (low, high) = (source.table.min(target.table), source.table.max(target.table));
         let _locked = self.lock_table(low);
         let _beside = (low != high).then(|| self.lock_table_beside(high));
-        let (count, unmoved) = self.take_run(&source, &target, holes);
-        for (index, (cell, place)) in source.cells.iter().zip(target.cells).take(count).enumerate() {
-            self.put_taken(area, cell, &target, target.address(index), place);
-        }
-        match unmoved {
-            Err(unmoved) if count == 0 => Err(unmoved),
-            // Why the run ended is found again.
-            _ => Ok(count as u64 * PAGE),
+        match self.take_run(&source, &target, holes) {
+            (0, Err(unmoved)) => Err(unmoved),
+            // Why the run has ended is found again.
+            (count, _) => {
+                self.put_run(area, &source, &target, count);
+                Ok(count as u64 * PAGE)
+            }
         }
     }
 
@@ -239,23 +238,22 @@ impl Space {
         Ok(())
     }
 
-    /// Moves the entry in `cell`, which no TLB has, to `place`, that of `page` in `area` and in `target`; of a hole
-    /// nothing. Both tables are locked.
-    fn put_taken(&self, area: &Area, cell: &EntryCell, target: &TableCells<'_>, page: VirtAddr, place: &EntryCell) {
-        let mmu = self.mmu();
-        let entry = mmu.load(cell).without_uffd_wp();
-        if entry == Descriptor::EMPTY {
-            return;
+    /// Moves the first `count` entries of `source`, which no TLB has, to `target`, in `area`. Both tables are locked.
+    fn put_run(&self, area: &Area, source: &TableCells<'_>, target: &TableCells<'_>, count: usize) {
+        let (mmu, records) = (self.mmu(), self.common.records());
+        let [written, read] = [attributes, read_only_attributes].map(|of| of(area.protection()));
+        note_all_used(self.common.record(target.table), bits_of(target));
+        for (index, (cell, place)) in source.cells.iter().zip(target.cells).take(count).enumerate() {
+            let entry = mmu.load(cell);
+            if entry == Descriptor::EMPTY {
+                continue;
+            }
+            mmu.store(cell, Descriptor::EMPTY);
+            if !entry.is_special() {
+                self.note_origin_in(records.of(entry.address()), target.address(index));
+            }
+            let attributes = if entry.is_special() { read } else { written };
+            mmu.store(place, self.prepared(entry.without_uffd_wp().modified(attributes).young()));
         }
-        mmu.store(cell, Descriptor::EMPTY);
-        let wanted = if entry.is_special() {
-            read_only_attributes(area.protection())
-        } else {
-            self.note_origin(entry.address(), page);
-            attributes(area.protection())
-        };
-        let new = self.prepared(entry.modified(wanted).young());
-        note_used(self.common.record(target.table), page);
-        mmu.store(place, new);
     }
 }
