@@ -680,7 +680,7 @@ fn tagged() {
     own.register(to, 4 * PAGE, MISSING).expect("memory");
     for page in 0..4 {
         put_word(from + page * PAGE, page + 1);
-        tags::set_tags(from + page * PAGE | tags::tag(page + 3), PAGE);
+        tags::set_tags((from + page * PAGE) | tags::tag(page + 3), PAGE);
     }
     equal("tagged", own.move_pages(to, from, 3 * PAGE, 0), moved(3));
     let tag = |at: u64| tags::ldg(at) & tags::TAG_BITS;
