@@ -166,6 +166,8 @@ fn run(start: Start) -> u8 {
         }
         // Children's children that were made this process's own.
         while let Ok((1.., _)) = process::wait4(-1, WNOHANG) {}
+        // SAFETY: a name alone is concerned.
+        let _ = unsafe { sys::call(UNLINKAT, [HERE, WRITTEN.as_ptr() as u64, 0, 0, 0, 0]) };
     }
     hogs.into_iter().filter(|hog| *hog != 0).for_each(end);
     // SAFETY: as above.
@@ -454,6 +456,8 @@ static SEED: AtomicU64 = AtomicU64::new(0);
 static SHARED_PAGES: AtomicU64 = AtomicU64::new(0);
 /// Paths: of files, of a directory, of nothing, and invalid ones.
 const PATHS: [&CStr; 8] = [c"/", c"", c"nosuch", c"./plain", c"/../fuzz", c"fuzz/", c"fuzz/.", c"plain/x"];
+/// The one file that is opened to be written: files stay after the programs that write them.
+const WRITTEN: &CStr = c"written";
 /// Where signal frames are moved to: two pages.
 static FRAMES: AtomicU64 = AtomicU64::new(0);
 /// The [`Plan`], of the parent's copy.

@@ -272,7 +272,7 @@ fn a_program_runs_to_its_end_and_only_success_is_one() {
         screen,
         "error: process 7 exited with 1\n\
          refused: process 7 exited with 1 (as expected)\n\
-         refused: the initrd has no such file (as expected)\n\
+         refused: there is no such file (as expected)\n\
          process 7\n\
          \u{20}  PID PARENT THREADS  NAME            STATE\n\
          \u{20}    7      0       1  exits           running\n\

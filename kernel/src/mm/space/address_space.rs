@@ -354,7 +354,8 @@ impl Space {
     }
 
     /// As [`Self::lock_table`], for another table beside one whose lock is held. The areas are locked for writing, so
-    /// nothing else acquires two; or for reading, and the one that is held is the lower one, by its address.
+    /// nothing else acquires two; or for reading, and the one that is held is the lower one, by its address; or the other
+    /// one is new, and what acquires two of a level above has none of a level below.
     pub(super) fn lock_table_beside(&self, table: PhysAddr) -> TableGuard<'_, { rank::TABLE_BESIDE }> {
         self.lock(table)
     }

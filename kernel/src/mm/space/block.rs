@@ -157,6 +157,8 @@ impl Space {
         }
         self.common.record(table).owner.store(ALL_USED, Ordering::Relaxed);
         self.note_groups();
+        // While TLBs may have the block, no page of the table changes: its invalidation would be at the page's level.
+        let _pages = (was_valid && is_live).then(|| self.lock_table_beside(table));
         loop {
             // SAFETY: it was allocated as a table of the space, is in no tree, and was taken out of the deposit.
             let pages = mmu.table(unsafe { Table::spare(table) });
@@ -170,7 +172,6 @@ impl Space {
             }
         }
         if was_valid && is_live {
-            // The next change of a page invalidates at the page's level, which may leave the block in TLBs.
             self.flush_block(found.start);
         }
         Visited::Again

@@ -115,6 +115,7 @@ impl MigratingFamily<'_> {
 
 impl Drop for MigratingFamily<'_> {
     fn drop(&mut self) {
-        self.mark.store(NO_FAMILY, Ordering::Relaxed);
+        // Release: what finds none later finds the references that it had given back.
+        self.mark.store(NO_FAMILY, Ordering::Release);
     }
 }

@@ -71,7 +71,7 @@ fn programs_lie_alike_where_the_boot_says_so() {
 #[test]
 fn what_does_not_succeed_fails_the_line() {
     for (line, said) in [
-        ("run nosuch", "error: the initrd has no such file"),
+        ("run nosuch", "error: there is no such file"),
         ("run lifecycle nonsense", "error: process 1 exited with 2"),
         ("wait 7", "error: there is no process 7, or it has ended"),
         ("kill 7", "error: there is no process 7, or it has ended"),

@@ -3,7 +3,7 @@
 use granule_user::prelude::*;
 use granule_user::random;
 
-use super::{ADVICE, COUNT, FIXED, HANDLED, KEEP, PATH, PATHS, PATIENCE, Random, THREADS, end, mutate, raw};
+use super::{ADVICE, COUNT, FIXED, HANDLED, KEEP, PATH, PATHS, PATIENCE, Random, THREADS, WRITTEN, end, mutate, raw};
 
 /// An exception that no call makes.
 fn offend_by(which: u64, at: u64) {
@@ -281,9 +281,15 @@ impl Random {
         let length = if self.below(6) == 0 { self.number() } else { self.below(24 * PAGE) };
         let (number, arguments) = match self.below(24) {
             0..3 => {
-                let path = self.path(6);
                 let (directory, flags) = (self.of(&[HERE, file]), self.of(FLAGS.as_flattened()));
-                (OPENAT, [directory, path, if self.below(8) == 0 { self.number() } else { flags.into() }, 0])
+                let flags = if self.below(8) == 0 { self.number() } else { flags.into() };
+                let path = match flags as u32 {
+                    flags if flags & O_TMPFILE == O_TMPFILE => c"/".as_ptr() as u64,
+                    // A program that is cut runs no more.
+                    flags if flags & (O_ACCMODE | O_CREAT | O_TRUNC) != 0 => WRITTEN.as_ptr() as u64,
+                    _ => self.path(6),
+                };
+                (OPENAT, [directory, path, flags, 0])
             }
             3 => (DUP, [file, 0, 0, 0]),
             4..6 => (DUP3, [file, other, self.of(&[0, 0, O_CLOEXEC.into(), 1]), 0]),

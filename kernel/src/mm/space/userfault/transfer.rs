@@ -18,6 +18,8 @@
 //! and blocks move as pages. At its new place a page has the attributes of a written page there, without
 //! userfaultfd's mark; the page of zeros stays one.
 
+use core::sync::atomic::{Ordering, fence};
+
 use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Protection};
 use granule_pgtable::{Mmu, PageRange, Stores};
@@ -99,8 +101,9 @@ impl Userfaultfd {
         debug_assert!(self.is_of(own), "pages of another space");
         let range = |start| range_of_call(start, transfer.bytes).ok_or(UserfaultError::Invalid);
         let (to, from) = (range(transfer.to)?, range(transfer.from)?);
+        let mut has_waited = false;
         while *done < transfer.bytes {
-            if *done != 0 && sched::is_killed() {
+            if (*done != 0 || has_waited) && sched::is_killed() {
                 return Err(FillError::Interrupted);
             }
             let [to, from] = [to, from].map(|range| pages(range.start() + *done, range.end()));
@@ -112,7 +115,10 @@ impl Userfaultfd {
             match moved {
                 Ok(bytes) => *done += bytes,
                 Err(Unmoved::Error(error)) => return Err(error),
-                Err(Unmoved::OnItsWay) => own.common.wait_for_migration(),
+                Err(Unmoved::OnItsWay) => {
+                    own.common.wait_for_migration();
+                    has_waited = true;
+                }
             }
             relax();
         }
@@ -167,7 +173,8 @@ impl Space {
         let bytes = run_bytes(to, from);
         let [to, from] = [to, from].map(|range| pages(range.start(), range.start() + bytes));
         // Before a look at the target, as on Linux.
-        let has_table = self.page_tables().cell(from.start()).is_some() || self.is_block_or_marker(from.start());
+        // In this order: a block may become a table between the two looks, and no table a block.
+        let has_table = self.is_block_or_marker(from.start()) || self.page_tables().cell(from.start()).is_some();
         if holes == Holes::Refused && !has_table {
             return Err(FillError::Hole.into());
         }
@@ -227,9 +234,17 @@ impl Space {
             EntryState::Migration => return Err(Unmoved::OnItsWay),
             EntryState::Stale | EntryState::Marker(_) | EntryState::Damaged => return Err(FillError::Fault.into()),
         }
-        if !entry.is_special() && self.common.record(entry.address()).references() != 1 {
+        let is_shared = || !entry.is_special() && self.common.record(entry.address()).references() != 1;
+        if is_shared() {
             // What migrates a block holds it.
-            return Err(if self.is_migrating() { Unmoved::OnItsWay } else { FillError::Shared.into() });
+            if self.is_migrating() {
+                return Err(Unmoved::OnItsWay);
+            }
+            // Acquire: a migration that has ended since has given its references back.
+            fence(Ordering::Acquire);
+            if is_shared() {
+                return Err(FillError::Shared.into());
+            }
         }
         if entry.is_valid() {
             replace(mmu, cell, entry, Descriptor::inaccessible);
