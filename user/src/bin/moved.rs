@@ -59,7 +59,7 @@ fn rooms(pages: u64, features: u64, mode: u64) -> (Room, Room, OwnPager) {
     (source(pages), target, pager)
 }
 
-/// What `pagemap` shows of pages, without the frames.
+/// The bits that `pagemap` shows of pages, without the frames.
 fn shown<const N: usize>(at: u64) -> [u64; N] {
     let mut words = [0; N];
     let file = File::open(c"/proc/self/pagemap", O_RDONLY).expect("pagemap");
@@ -220,7 +220,7 @@ fn unlike_areas() {
     equal("unlocked", call(MUNLOCK, [from.start, from.bytes]), Ok(0));
     ask("to a locked area", 1, fails(EINVAL));
     equal("unlocked", call(MUNLOCK, [to.start, to.bytes]), Ok(0));
-    // What does not count.
+    // Bits that do not count.
     from.advise(0, 4, MADV_DONTFORK).expect("mapped");
     ask("not in children", 1, moved(1));
     from.advise(0, 4, MADV_HUGEPAGE).expect("mapped");
@@ -259,7 +259,7 @@ fn values() {
     equal("missing again", served(*own, from.start, 0, || from.read(0), copies), 0);
 }
 
-/// What `pagemap` shows of pages that have moved.
+/// The bits that `pagemap` shows of pages that have moved.
 fn present_pages() {
     let (from, to, own) = rooms(4, FEATURES, MISSING);
     equal("before", (shown(from.start), shown(to.start)), ([OWN; 4], [0; 4]));
@@ -280,7 +280,7 @@ fn present_pages() {
     equal("words", (to.read(0), to.read(1)), (1, 2));
     quiet(*own, || to.write(0, 8));
     equal("stored", to.read(0), 8);
-    // What has come by a call.
+    // Pages that have come by a call.
     let (to, own) = watched(Kind::Anonymous, 4, FEATURES, MISSING);
     let contents = source(1);
     equal("copied", own.copy(to.start, contents.start, PAGE, 0), moved(1));
@@ -348,7 +348,7 @@ fn beside_a_copy(last: impl FnOnce(), here: impl FnOnce()) {
 /// Pages that a copy of the process has too, or has had.
 fn forked() {
     let (from, to, own) = rooms(4, FEATURES, MISSING);
-    // What has moved is at its old place in the child.
+    // A page that has moved is at its old place in the child.
     let childs = || equal("a child's", (from.read(0), from.read(1), from.read(3)), (1, 2, 4));
     beside_a_copy(childs, || {
         equal("shared", own.move_pages(to.start, from.start, PAGE, 0), fails(EBUSY));
@@ -709,7 +709,7 @@ fn tagged() {
     equal("its tag", tag(to), tags::tag(9));
 }
 
-/// What comes after a move: a discard, a fork, the end of the registration.
+/// Calls after a move: a discard, a fork, the end of the registration.
 fn discarded() {
     let (from, to, own) = rooms(4, FEATURES, MISSING);
     equal("moved", own.move_pages(to.start, from.start, 4 * PAGE, 0), moved(4));

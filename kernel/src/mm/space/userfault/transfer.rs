@@ -40,7 +40,7 @@ use crate::mm::page_block::BLOCK_SIZE;
 use crate::sched::{self, ReadGuard, relax};
 use crate::smp::Cpu;
 
-/// What becomes of pages that are not there.
+/// The treatment of pages that are not there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Holes {
     /// The call ends.
@@ -236,7 +236,7 @@ impl Space {
         }
         let is_shared = || !entry.is_special() && self.common.record(entry.address()).references() != 1;
         if is_shared() {
-            // What migrates a block holds it.
+            // A migration of a block holds it.
             if self.is_migrating() {
                 return Err(Unmoved::OnItsWay);
             }

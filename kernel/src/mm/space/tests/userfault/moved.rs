@@ -85,7 +85,7 @@ struct World {
     child: Option<SpaceRef>,
     pager: Counted<Userfaultfd>,
     random: u64,
-    /// What was done, for the message of a test that fails.
+    /// The steps that were done, for the message of a test that fails.
     done: Vec<std::string::String>,
     /// Calls that moved something, and those that ended before the end.
     moved: u64,
@@ -355,7 +355,7 @@ fn pages_go_to_and_fro_beside_faults() {
                 for round in 0..400 {
                     let page = round % PAGES * PAGE;
                     if direction == 2 {
-                        // What is there is not changed by a load, and a page of zeros is no word.
+                        // A load changes nothing of a page that is there, and a page of zeros is no word.
                         let at = rooms[round as usize / 8 % 2] + page;
                         _ = handle_fault(space, cpu, at, Access::Write);
                         pager.write_protect(cpu, None, at, PAGE, Mark::Set).unwrap();
