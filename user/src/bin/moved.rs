@@ -24,11 +24,14 @@ const OWN: u64 = PM_PRESENT | PM_MMAP_EXCLUSIVE;
 
 type Answer = Result<i64, (Errno, i64)>;
 
-fn run(_start: Start) -> u8 {
+fn run(start: Start) -> u8 {
     probe::prepare_for(&[SIGBUS, SIGSEGV]);
     parts! {
         () registered refused areas unlike_areas values present_pages marked forked zeros holes overlapping other_entries
-        woken features_of_the_pager events kernel_accesses huge huge_parts tagged discarded threads long
+        woken features_of_the_pager events kernel_accesses huge huge_parts discarded threads long
+    }
+    if start.auxiliary(AT_HWCAP2).is_some_and(|bits| bits & HWCAP2_MTE != 0) {
+        tagged();
     }
     answers::status("moved")
 }
@@ -674,8 +677,7 @@ fn huge_parts() {
 
 /// Tags go with their pages.
 fn tagged() {
-    let Ok(from) = map(4 * PAGE, TAGGED) else { return };
-    let to = map(4 * PAGE, TAGGED).expect("memory");
+    let [from, to] = [(); 2].map(|()| map(4 * PAGE, TAGGED).expect("memory"));
     let own = pager(FEATURES);
     own.register(to, 4 * PAGE, MISSING).expect("memory");
     for page in 0..4 {
