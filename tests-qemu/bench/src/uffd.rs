@@ -8,7 +8,6 @@ at_el0! { "uffd":
     wp_set, "wp_set", "page";
     wp_clear, "wp_clear", "page";
     wp_set_unpopulated, "wp_set/unpopulated", "page";
-    userfault_move, "userfault_move", "page";
     wp_fault_roundtrip, "wp_fault_roundtrip", "fault";
     missing_fault_roundtrip, "missing_fault_roundtrip", "fault";
     marker_write_roundtrip, "marker_write_roundtrip", "fault";

@@ -40,7 +40,7 @@ const TOUCHED: u64 = 1000;
 type Row = (&'static str, fn(&mut Bench));
 
 /// The rows.
-const ROWS: [Row; 46] = [
+const ROWS: [Row; 45] = [
     ("null_syscall", null_syscall),
     ("anon_write_fault", |bench| bench.faults(Bench::fresh, Room::write)),
     ("zero_page_read_fault", |bench| bench.faults(Bench::fresh, Room::read)),
@@ -80,7 +80,6 @@ const ROWS: [Row; 46] = [
     ("wp_set", |bench| bench.calls(|bench, pages| registered(bench.touched(pages)), write_protect)),
     ("wp_clear", wp_clear),
     ("wp_set/unpopulated", |bench| bench.calls(unpopulated, write_protect)),
-    ("userfault_move", |bench| bench.calls(movable, move_pages)),
     ("wp_fault_roundtrip", |bench| roundtrip(bench, |bench| write_protected(bench.touched(1)))),
     ("missing_fault_roundtrip", |bench| roundtrip(bench, |bench| registered(bench.fresh(1)))),
     ("marker_write_roundtrip", |bench| roundtrip(bench, |bench| write_protected(unpopulated(bench, 1)))),
@@ -528,18 +527,6 @@ fn of_a_file_protected(bench: &Bench, pages: u64) -> Room {
 /// Pages of a file that it has, and the mapping has not any more: its tables stay.
 fn unpopulated(bench: &Bench, pages: u64) -> Room {
     registered(of_a_file_touched(bench, pages).after(Room::give_up))
-}
-
-/// Pages that were written, and as many in [`BETWEEN`] to which they may move.
-fn movable(bench: &Bench, pages: u64) -> Room {
-    let target = Room { pages, ..BETWEEN };
-    target.map(RW, 0);
-    registered(target);
-    bench.touched(pages)
-}
-
-fn move_pages(room: Room) {
-    pager().move_pages(BETWEEN.start, room.start, room.bytes(), 0).expect("pages of the program's alone");
 }
 
 /// Ends the write-protection of pages that were written. Writing them then takes no fault.

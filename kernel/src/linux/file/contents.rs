@@ -86,7 +86,14 @@ impl FileContents {
     ///
     /// # Errors
     /// `ENOSPC`, `ENOMEM`; `EINTR`: the program ends.
+    #[inline]
     pub fn to_write(&self) -> Result<&Counted<Object>, Errno> {
+        if let Some(object) = self.written() { Ok(object) } else { self.keep_to_write() }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn keep_to_write(&self) -> Result<&Counted<Object>, Errno> {
         let object = self.object()?;
         object.keep_all(this_cpu()).map_err(errno)?;
         Ok(object)

@@ -56,7 +56,7 @@ const HEAP: [Bar; 2] =
 
 /// All bounds of `default`. Linux: `rodata=noalias` where the row has no alias, a linear map of pages, but for rows of
 /// the linear map, where it is of the leaves that Granule has; a lean configuration, a boot that prints nothing.
-const BARS: [Bar; 67] = [
+const BARS: [Bar; 66] = [
     bar("set_memory_x", 250, 7, REVOKES, (3744.0, 40.3)),
     bar("set_memory_nx", 250, 7, REVOKES, (3744.0, 40.3)),
     bar("set_memory_ro/no_alias", 250, 7, REVOKES, (3740.0, 40.3)),
@@ -111,7 +111,6 @@ const BARS: [Bar; 67] = [
     bar("wp_set", 600, 14, None, (1394.0, 169.0)),
     bar("wp_clear", 600, 28, None, (1347.0, 193.0)),
     bar("wp_set/unpopulated", 600, 8, None, (1286.0, 33.0)),
-    bar("userfault_move", 1_400, 160, None, (0.0, 0.0)),
     bar("wp_fault_roundtrip", 3_200, 0, None, (9060.0, 0.0)),
     bar("missing_fault_roundtrip", 3_600, 0, None, (10_569.0, 0.0)),
     bar("marker_write_roundtrip", 3_900, 0, None, (11_194.0, 0.0)),

@@ -201,8 +201,13 @@ pub fn clone(task: &Task, thread: &Thread, frame: &TrapFrame, request: &CloneReq
     new_task.task.vfork.set(vfork.clone());
     // After its descriptors were copied: the child has none for itself.
     let given = if request.has(CLONE_PIDFD) { refer(task, request, id, &new_task)? } else { None };
-    let child = publish(task, request, request.exit_signal, new_task);
-    let child = child.inspect_err(|_| given.iter().for_each(|(at, file)| task.files().take_back(*at, file)))?;
+    let child = match publish(task, request, request.exit_signal, new_task) {
+        Ok(child) => child,
+        Err(error) => {
+            given.iter().for_each(|(at, file)| task.files().take_back(*at, file));
+            return Err(error);
+        }
+    };
     if request.has(CLONE_PARENT_SETTID) {
         // Stored in the parent's memory only; as on Linux, a bad address is ignored.
         let _ = uaccess::copy_to_user(VirtAddr(request.parent_id), &id.to_le_bytes());

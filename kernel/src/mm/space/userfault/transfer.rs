@@ -173,8 +173,8 @@ impl Space {
         let bytes = run_bytes(to, from);
         let [to, from] = [to, from].map(|range| pages(range.start(), range.start() + bytes));
         // Before a look at the target, as on Linux.
-        // In this order: a block may become a table between the two looks, and no table a block.
-        let has_table = self.is_block_or_marker(from.start()) || self.page_tables().cell(from.start()).is_some();
+        // A table, a block or its marker, or a block that is invalid while it changes.
+        let has_table = self.block_at(from.start()).is_some_and(|at| self.mmu().load(at.cell) != Descriptor::EMPTY);
         if holes == Holes::Refused && !has_table {
             return Err(FillError::Hole.into());
         }
