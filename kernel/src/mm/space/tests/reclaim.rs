@@ -522,7 +522,7 @@ fn pages_of_droppable_areas_are_dropped() {
         (Unneeded::Out, 0, [0, 0, 7, 7]),
         (Unneeded::Out, 512, [0, 0, 7, 0]),
     ] {
-        space.madvise_unneeded(cpu, at(first), 8 * PAGE, unneeded).unwrap();
+        space.madvise_unneeded(cpu, at(first), 4 * PAGE, unneeded).unwrap();
         assert_eq!([0, 1, 4, 512].map(|page| rig.read(&space, at(page))), expected, "{unneeded:?} {first}");
     }
     drop((space, child));
