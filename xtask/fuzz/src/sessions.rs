@@ -249,6 +249,11 @@ pub(super) fn all(machine: &Machine, image: &Path, directory: &Path) -> Result<V
             session.lines.push("run mappings execute-only".to_owned());
             session.lines.retain(|line| line != "run mappings");
         }
+        // FEAT_BTI.
+        if !["max", "neoverse-n2"].contains(&machine.cpu.as_str()) {
+            session.lines.retain(|line| line != "run bti exec");
+            session.lines.push("run bti without".to_owned());
+        }
         session
     };
     let mut sessions = vec![
