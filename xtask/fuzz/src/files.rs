@@ -155,14 +155,14 @@ const ODD_PATHS: [&str; 18] = [
     "! run deep/e",
     "! run odd",
     "! run odd/",
-    "! run link",
+    "run link",
     "! run link/x",
     "! run odd/plain/x",
     "! run odd/plain/",
     "run exec odd/plain",
     "! run exec odd/magic",
     "! run exec odd/at-zero",
-    "! run exec link",
+    "run exec link",
 ];
 
 /// Initrds, and what is typed at the monitor of a machine that has each. `own` is that of the image.
