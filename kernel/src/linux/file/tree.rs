@@ -2,7 +2,7 @@
 //!
 //! A node is a directory, a file, a symbolic link or a device. All names of all directories are in two orders, under one
 //! lock: by directory and name, for lookups, and by directory and place, for readers of a directory. A place is never
-//! used again, so a reader meets each name that stays once, whatever comes and goes meanwhile.
+//! used again, so a reader meets each name that stays once, though others are added and removed concurrently.
 //!
 //! A name holds its node, and a directory holds the one above it, also when it was removed: `..` leads there still. A
 //! node ends with its last name and its last user; its contents end with it.

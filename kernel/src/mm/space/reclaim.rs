@@ -88,10 +88,7 @@ impl Spaces {
                 break;
             }
             // A file that was written keeps its pages.
-            match Some(object)
-                .filter(|object| object.can_be_had_again())
-                .and_then(|object| object.next_filled(hand.page))
-            {
+            match if object.can_be_had_again() { object.next_filled(hand.page) } else { None } {
                 None => *hand = Hand { object: hand.object + 1, page: 0 },
                 Some(page) => {
                     let first = page / TOGETHER * TOGETHER;
