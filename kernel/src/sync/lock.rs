@@ -128,6 +128,6 @@ impl<T, const RANK: Rank> Drop for IrqGuard<'_, T, RANK> {
         unsafe { ManuallyDrop::drop(&mut self.guard) };
         interrupts::restore(self.masked);
         #[cfg(test)]
-        super::meeting::moment();
+        super::meeting::released();
     }
 }

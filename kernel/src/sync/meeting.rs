@@ -17,6 +17,7 @@ std::thread_local! {
     static HOOK: RefCell<Option<Hook>> = const { RefCell::new(None) };
     static FIRST: RefCell<Option<Sender<()>>> = const { RefCell::new(None) };
     static WAIT: Cell<Option<fn()>> = const { Cell::new(None) };
+    static HAS_RELEASED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// A moment of this thread.
@@ -26,6 +27,18 @@ pub(crate) fn moment() {
         hook();
         HOOK.set(Some(hook));
     }
+}
+
+/// This thread has released a spinning lock, which is a moment.
+pub(crate) fn released() {
+    // Not there any more where the thread's own values are dropped.
+    let _ = HAS_RELEASED.try_with(|has_released| has_released.set(true));
+    moment();
+}
+
+/// Whether this thread has released a spinning lock since it was asked last.
+pub(crate) fn has_released() -> bool {
+    HAS_RELEASED.take()
 }
 
 /// Has `wait` run wherever this thread would sleep, spin or let others run, for a test in which threads take turns.

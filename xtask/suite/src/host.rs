@@ -43,6 +43,8 @@ const LARGER: [(&str, u64); 13] = [
 /// CPU time of a test, in seconds, and of a long one: one that takes more hangs.
 pub const SECONDS: u64 = 240;
 const LONG_SECONDS: u64 = 12 * 3600;
+/// The time of a long test whose turn it is: the run must end, and say which test took it.
+const TURN_SECONDS: u64 = 1500;
 /// `--long` only. They take half an hour, or a source from the network.
 const NEVER_IN_TURN: [&str; 3] = ["ten_mutants", "linux_s_own_tests", super::AGAINST_LINUX];
 
@@ -222,7 +224,11 @@ pub(super) fn add(list: &mut List<'_>, programs: &[Program]) -> Result<()> {
             list.skip(&suite, &test, "long");
         } else if let Some(sender) = list.test(&suite, &test) {
             let command = program.test(&test, list.seed);
-            let seconds = if long { LONG_SECONDS } else { SECONDS };
+            let seconds = match (long, list.options.long) {
+                (false, _) => SECONDS,
+                (true, false) => TURN_SECONDS,
+                (true, true) => LONG_SECONDS,
+            };
             let memory = memory_mib(&name(program, &test));
             let most = if long { list::MEMORY_MIB } else { memory };
             let bounds = Bounds { seconds: Some(seconds), memory_kib: None, resident_mib: Some(most) };

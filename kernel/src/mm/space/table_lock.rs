@@ -53,6 +53,6 @@ impl<const RANK: Rank> Drop for TableGuard<'_, RANK> {
         this_cpu().held_ranks().remove(RANK);
         self.0.table_lock.store(0, Ordering::Release);
         #[cfg(test)]
-        crate::sync::meeting::moment();
+        crate::sync::meeting::released();
     }
 }

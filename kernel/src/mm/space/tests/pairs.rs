@@ -8,7 +8,8 @@
 //! that mirrors them by events. Alone each call has a barrier between the contents of a page, or a table, and its entry.
 //!
 //! Each run tries some meetings, which its seed draws; `--long` tries each two calls, and every moment of a share of them:
-//! as many seeds in a row as there are shares have all.
+//! as many seeds in a row as there are shares have all. Of a call that has very many moments each such row of seeds tries
+//! some, and the next row others.
 
 #![allow(unsafe_code, reason = "bytes of frames by their linear addresses")]
 
@@ -58,6 +59,8 @@ const OF_A_PAIR: usize = 12;
 /// The shares of all meetings, of which a long test tries one: each seed's is another one. A prime, so that each test
 /// comes to each share, by whatever number of tests CI takes turns.
 const SHARES: u64 = 127;
+/// Moments of a call that a share tries, at most about this many.
+const OF_A_SHARE: usize = 500;
 /// How the devices are.
 const NOTIFIED: [Notified; 2] = [Notified::WithTlbs, Notified::ByEvents];
 /// Faults of one access, at most.
@@ -618,7 +621,8 @@ impl Harness {
                     continue;
                 }
                 let moments = self.orders(pair).map_or(1, |orders| orders[0].moments);
-                for first in 0..moments {
+                let step = moments.div_ceil(OF_A_SHARE).max(1);
+                for first in ((self.seed / SHARES) as usize % step..moments).step_by(step) {
                     let when = When { grain: Grain::Operations, first, second: None };
                     if let Err(wrong) = self.try_one(pair, when) {
                         self.fail(&wrong, "--long ");

@@ -22,6 +22,9 @@ use crate::sync::meeting;
 
 /// So many waits in a row, of both, that nothing came of: they wait for each other.
 const PATIENCE: usize = 20_000;
+/// A wait of the second that so many turns in a row did not end gets a turn where the first has released a lock, and at
+/// one of so many other moments: a call that holds a lock for long has thousands.
+const SELDOM: usize = 16;
 
 /// The events that count as moments of a thread.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,6 +65,8 @@ struct State {
     /// The second one has stopped for the first.
     has_stopped: bool,
     idle: usize,
+    /// Turns of the second in a row in which it had no moment.
+    in_vain: usize,
     /// The two that meet, in words.
     what: String,
 }
@@ -91,6 +96,7 @@ impl Turns {
     fn pass(&self, me: usize) {
         let mut state = self.state();
         state.idle += 1;
+        state.in_vain += me;
         if state.idle > PATIENCE {
             // No panic: what waits is in queues.
             _ = writeln!(io::stderr(), "{}: they wait for ever", state.what);
@@ -198,6 +204,7 @@ pub(super) fn meet(
                 return;
             }
             count += 1;
+            turns.state().in_vain = 0;
             if Some(count - 1) == when.second {
                 turns.state().has_stopped = true;
                 turns.pass(1);
@@ -225,7 +232,8 @@ pub(super) fn meet(
         let is_due = {
             let mut state = turns_at.state();
             state.idle = 0;
-            !state.has_ended[1] && (count == when.first || state.has_begun && !state.has_stopped)
+            let may_go_on = meeting::has_released() || state.in_vain < SELDOM || count.is_multiple_of(SELDOM);
+            !state.has_ended[1] && (count == when.first || state.has_begun && !state.has_stopped && may_go_on)
         };
         if is_due {
             turns_at.pass(0);
