@@ -112,4 +112,7 @@ impl NoRanks {
 pub mod meeting {
     /// Nothing more than loom does at each access.
     pub fn moment() {}
+
+    /// As [`moment`].
+    pub fn released() {}
 }
