@@ -412,6 +412,11 @@ pub(crate) fn park() {
     Sleeper::current().park();
 }
 
+/// Threads have no state that is shown.
+pub(crate) fn uninterruptible<T>(wait: impl FnOnce() -> T) -> T {
+    wait()
+}
+
 /// Whether the running thread has a signal to deliver.
 pub(crate) fn is_interrupted() -> bool {
     Sleeper::current().has_signal()

@@ -84,6 +84,11 @@ pub fn park() {
     }
 }
 
+/// Threads have no state that is shown.
+pub fn uninterruptible<T>(wait: impl FnOnce() -> T) -> T {
+    wait()
+}
+
 /// Lets other threads run for a moment, which is all that a test waits for.
 pub fn sleep_until(_until: Deadline) -> Woken {
     sleep_briefly();

@@ -326,9 +326,16 @@ fn hold(before: impl FnOnce(), other: fn()) -> u32 {
         load(&held().taken) as u8
     });
     until(|| load(&held().started) == 2);
-    // So that the thread that has made the vfork sleeps.
-    time::sleep(5_000_000).expect("a sleep");
+    until(|| is_held(child));
     child
+}
+
+/// Whether a thread waits for the vfork that it has made, which no signal ends but one that kills, or has ended.
+fn is_held(thread: u32) -> bool {
+    let mut room = [0; 128];
+    let read = proc::open(thread, "status").expect("a thread's").read(&mut room).expect("a text") as usize;
+    let has = |state: &[u8]| room[..read].windows(state.len()).any(|text| text == state);
+    has(b"\tD (disk sleep)\n") || has(b"\tZ (zombie)\n")
 }
 
 fn sleep_on() {

@@ -19,7 +19,7 @@ pub(crate) use tag_check::{collect_tag_faults, deliver_with_checks};
 pub(super) use thread::with_held_ranks;
 pub use thread::{
     NewThread, NewUserThread, Thread, ThreadId, ThreadRef, UserEntry, Work, current, kept_frames, spawn_kernel,
-    spawn_service, thread_count,
+    spawn_service, thread_count, uninterruptible,
 };
 pub(crate) use thread::{
     enlarge_shortage, is_interrupted, is_killed, note_replay, note_shortage, program_number, runs_program,

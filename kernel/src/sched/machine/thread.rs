@@ -103,6 +103,8 @@ pub struct Thread {
     pub(super) time: CpuTime,
     /// See [`NewUserThread::task`].
     task: AtomicPtr<()>,
+    /// See [`Self::is_uninterruptible`].
+    is_uninterruptible: AtomicBool,
     /// See [`Self::works_for_program`].
     works_for_program: AtomicBool,
     /// See [`Self::set_tagged_addresses`].
@@ -189,6 +191,7 @@ impl Thread {
             fp: FpArea::new(),
             time: CpuTime::new(),
             task: AtomicPtr::new(null_mut()),
+            is_uninterruptible: AtomicBool::new(false),
             works_for_program: AtomicBool::new(false),
             tagged_addresses: AtomicBool::new(false),
             tag_checks: Cell::new(TagChecks::NONE),
@@ -228,6 +231,11 @@ impl Thread {
     /// Whether it sleeps. For reports: the answer may be old when it arrives.
     pub fn is_parked(&self) -> bool {
         self.state.is_parked()
+    }
+
+    /// Whether it sleeps in a wait that no signal ends, or only one that kills. As old as [`Self::is_parked`].
+    pub fn is_uninterruptible(&self) -> bool {
+        self.is_uninterruptible.load(Ordering::Relaxed)
     }
 
     /// Ends the thread's `park`, or the next one if it is in none. Stores that the caller made before are seen there.
@@ -437,6 +445,15 @@ impl Deref for Current {
 pub fn current() -> Current {
     let current = this_cpu().sched().current.load(Ordering::Relaxed);
     Current(NonNull::new(current).expect("threads exist once memory is set up"))
+}
+
+/// Waits for what no signal ends, or only one that kills: state `D` of the running thread, as in Linux.
+pub fn uninterruptible<T>(wait: impl FnOnce() -> T) -> T {
+    let thread = current();
+    thread.is_uninterruptible.store(true, Ordering::Relaxed);
+    let outcome = wait();
+    thread.is_uninterruptible.store(false, Ordering::Relaxed);
+    outcome
 }
 
 /// Whether a program's thread runs on this CPU, which may sleep for a fault of its own. A thread for devices

@@ -19,11 +19,14 @@ const LIMIT: Limit = Limit::work(900);
 const CANNOT_BE_HAD: i32 = 77;
 
 /// The cases that `uffd-unit-tests` passes; of each the others are of hugetlbfs.
-const PASSED: [&str; 26] = [
+const PASSED: [&str; 30] = [
     "UFFDIO_API (with syscall)",
     "zeropage on anon",
     "zeropage on shmem",
     "zeropage on shmem-private",
+    "move on anon",
+    "move-pmd on anon",
+    "move-pmd-split on anon",
     "wp-fork on anon",
     "wp-fork on shmem",
     "wp-fork on shmem-private",
@@ -46,14 +49,16 @@ const PASSED: [&str; 26] = [
     "poison on anon",
     "poison on shmem",
     "poison on shmem-private",
+    "mmap-changing on shmem",
 ];
 
 /// The reasons for which it skips a test.
-const SKIPPED: [&str; 4] = [
+const SKIPPED: [&str; 5] = [
     "(not enough HugeTLB pages)",
     "(feature missing)",
     "(Possibly CONFIG_GUP_TEST missing or unprivileged)",
     "(cannot open userfaultfd handle)",
+    "(MADV_COLLAPSE failed)",
 ];
 
 /// Packs the programs that were built in `folder` beside a copy of the kernel, whose path is returned.

@@ -37,7 +37,7 @@ use crate::mm::OutOfMemory;
 use crate::mm::counted::{Counted, Inner};
 use crate::mm::pool::{Pool, PoolBox, PoolStats};
 use crate::mm::space::{Patience, SpaceRef, SpaceUser};
-use crate::sched::{FpState, NewThread, NewUserThread, Thread, UserEntry, WaitQueue, Woken};
+use crate::sched::{FpState, NewThread, NewUserThread, Thread, UserEntry, WaitQueue, Woken, uninterruptible};
 use crate::smp::this_cpu;
 use crate::trap::TrapFrame;
 use crate::uaccess;
@@ -70,7 +70,7 @@ impl Vfork {
     fn wait(&self, task: &Task, thread: &Thread) {
         let parent = self.parent.lock();
         if !self.is_done.load(Ordering::Relaxed) {
-            parent.wait_while((), || task.is_killed(thread).then_some(Woken::Interrupted));
+            uninterruptible(|| parent.wait_while((), || task.is_killed(thread).then_some(Woken::Interrupted)));
         }
     }
 }

@@ -201,7 +201,10 @@ fn snapshot(of: &ProcSubject) -> Result<Snapshot, Errno> {
             name: state.name,
             state: match task {
                 None => "Z (zombie)",
-                Some(task) if task.thread().is_parked() => "S (sleeping)",
+                Some(task) if task.thread().is_parked() => match task.thread().is_uninterruptible() {
+                    true => "D (disk sleep)",
+                    false => "S (sleeping)",
+                },
                 Some(_) => "R (running)",
             },
             // The first one counts until its end is collected.

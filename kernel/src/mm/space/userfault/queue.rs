@@ -307,7 +307,7 @@ impl Queue {
                 sched::sleep_briefly();
                 continue;
             }
-            park();
+            sched::uninterruptible(park);
         }
         let _lists = self.lists.lock();
         event.state.get() == EventState::Taken
