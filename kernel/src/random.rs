@@ -178,6 +178,11 @@ pub fn stream(cpu: &Cpu) -> Stream {
     Stream(ChaCha20Rng::from_seed(POOL.lock().derive(&fresh())))
 }
 
+/// Has all numbers depend on `bytes` as well, whatever they are. May be called in any context.
+pub fn mix(bytes: &[u8]) {
+    POOL.lock().absorb(bytes);
+}
+
 /// A number for the kernel's own use, at once: no device is asked.
 pub fn number() -> u64 {
     POOL.lock().derive(&fresh()).into_iter().fold(0, |number, byte| number << 8 | u64::from(byte))

@@ -184,6 +184,8 @@ pub const FIOCLEX: u32 = 0x5451;
 pub const FIONBIO: u32 = 0x5421;
 /// ioctl: stores how many bytes there are to be read.
 pub const FIONREAD: u32 = 0x541b;
+/// Bits of randomness that there are.
+pub const RNDGETENTCNT: u32 = 0x8004_5200;
 
 /// lseek: from the beginning.
 pub const SEEK_SET: u32 = 0;

@@ -2,6 +2,9 @@
 
 /// userfaultfd: accesses of the kernel fail.
 pub const UFFD_USER_MODE_ONLY: u32 = 1;
+/// Of `/dev/userfaultfd`: a new userfaultfd, with the flags of the call.
+pub const USERFAULTFD_IOC_NEW: u32 = 0xaa00;
+
 /// The version that [`UFFDIO_API`] agrees upon.
 pub const UFFD_API: u64 = 0xaa;
 

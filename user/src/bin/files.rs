@@ -7,15 +7,20 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
+#[path = "files/devices.rs"]
+mod devices;
+
+use devices::{devices, zeros};
 use granule_user::prelude::*;
 
 entry!(run);
-own!(call);
+own!(call, word, put_word, unmap);
 
 /// The first bytes of an ELF file.
 const BEGINNING: [u8; 8] = [0x7f, b'E', b'L', b'F', 2, 1, 1, 0];
 
 fn run(start: Start) -> u8 {
+    probe::prepare();
     match start.arguments().nth(1) {
         Some("after") => return after_exec(),
         Some("zombie") => return zombie(),
@@ -24,7 +29,7 @@ fn run(start: Start) -> u8 {
     let path = start.path();
     the_console_is_there();
     parts! { (path)
-        contents positions ranges descriptors flags paths places limits copies threads signals execs
+        contents positions ranges descriptors flags devices zeros paths places limits copies threads signals execs
         execs_beside_changes
     }
     status("files")

@@ -455,7 +455,8 @@ static PATH: AtomicU64 = AtomicU64::new(0);
 static SEED: AtomicU64 = AtomicU64::new(0);
 static SHARED_PAGES: AtomicU64 = AtomicU64::new(0);
 /// Paths: of files, of a directory, of nothing, and invalid ones.
-const PATHS: [&CStr; 8] = [c"/", c"", c"nosuch", c"./plain", c"/../fuzz", c"fuzz/", c"fuzz/.", c"plain/x"];
+const PATHS: [&CStr; 10] =
+    [c"/", c"", c"nosuch", c"./plain", c"/../fuzz", c"fuzz/", c"fuzz/.", c"plain/x", c"/dev/zero", c"/dev/full"];
 /// The one file that is opened to be written: files stay after the programs that write them.
 const WRITTEN: &CStr = c"written";
 /// Where signal frames are moved to: two pages.

@@ -1,4 +1,5 @@
-//! Files of devices, `/dev/NAME0` and so on: a process that a device is bound to maps its registers by them.
+//! Files of devices: those of the kernel alone, as `/dev/null`, and `/dev/NAME0` and so on, by which a process that a
+//! device is bound to maps its registers.
 
 use core::fmt::Write;
 
@@ -7,6 +8,53 @@ use spin::Once;
 use crate::linux::errno::Errno;
 use crate::mm::counted::Counted;
 use crate::mm::space::{HasRegisters, Object, Space};
+
+/// A device that is the kernel's alone (Linux: `drivers/char/mem.c`, `drivers/char/random.c`, `fs/userfaultfd.c`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum KernelDevice {
+    /// Empty, and takes all.
+    Null,
+    /// Zeros without an end; takes all. A mapping of it is memory.
+    Zero,
+    /// Zeros without an end; has room for nothing.
+    Full,
+    /// Random numbers; takes what they are to depend on.
+    Random,
+    /// As [`Self::Random`]. There is no difference once the numbers are seeded.
+    Urandom,
+    /// Makes userfaultfds.
+    Userfaultfd,
+}
+
+impl KernelDevice {
+    /// Each with its name below `/dev` and its permissions.
+    pub const ALL: [(&str, u32, Self); 6] = [
+        ("null", 0o666, Self::Null),
+        ("zero", 0o666, Self::Zero),
+        ("full", 0o666, Self::Full),
+        ("random", 0o666, Self::Random),
+        ("urandom", 0o666, Self::Urandom),
+        ("userfaultfd", 0o600, Self::Userfaultfd),
+    ];
+
+    /// Whether its bytes are random numbers.
+    pub const fn is_random(self) -> bool {
+        matches!(self, Self::Random | Self::Urandom)
+    }
+
+    /// `st_rdev`, Linux's: of its devices of memory, and the last of those whose minor number is nobody's in particular.
+    pub const fn of_stat(self) -> u64 {
+        const MEMORY: u64 = 1 << 8;
+        match self {
+            Self::Null => MEMORY | 3,
+            Self::Zero => MEMORY | 5,
+            Self::Full => MEMORY | 7,
+            Self::Random => MEMORY | 8,
+            Self::Urandom => MEMORY | 9,
+            Self::Userfaultfd => 10 << 8 | 255,
+        }
+    }
+}
 
 /// Devices of one kind.
 #[derive(Debug)]

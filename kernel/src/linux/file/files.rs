@@ -6,7 +6,7 @@ use granule_abi::file::{S_IFCHR, S_IFDIR};
 use spin::Once;
 
 use super::contents::FileContents;
-use super::device::DeviceNumber;
+use super::device::{DeviceNumber, KernelDevice};
 use super::initrd;
 use super::tree::{Attributes, Moment, Node, NodeKind, NodeRef, Pools, Tree};
 use super::walk::{self, Follow, Found, IsProcess, Place};
@@ -101,12 +101,15 @@ fn populate(tree: &Tree<FileContents>) -> Result<(), Errno> {
     without("/proc", initrd::put(tree, root, b"proc", NodeKind::Proc, proc))?;
     let Some(devices) = without("/dev", directory(root, b"dev", 0o755, NodeKind::Directory))? else { return Ok(()) };
     without("/dev/shm", directory(&devices, b"shm", 0o1777, NodeKind::Directory))?;
-    let device = |name: &[u8], kind| {
-        let attributes = Attributes::new(S_IFCHR | 0o600, tree.now());
+    let device = |name: &[u8], mode, kind| {
+        let attributes = Attributes::new(S_IFCHR | mode, tree.now());
         without("a device", initrd::put(tree, &devices, name, kind, attributes)).map(drop)
     };
-    device(b"console", NodeKind::Console)?;
-    DeviceNumber::for_each(|name, number| device(name, NodeKind::Device(number)))
+    device(b"console", 0o600, NodeKind::Console)?;
+    for (name, mode, of_kernel) in KernelDevice::ALL {
+        device(name.as_bytes(), mode, NodeKind::Kernel(of_kernel))?;
+    }
+    DeviceNumber::for_each(|name, number| device(name, 0o600, NodeKind::Device(number)))
 }
 
 /// Goes where a path leads, from `base`, a directory, or the root.

@@ -14,7 +14,7 @@ use granule_arch::addr::{PAGE, PAGE_SIZE};
 use spin::Once;
 
 use super::contents::{FileContents, Regular};
-use super::device::DeviceNumber;
+use super::device::{DeviceNumber, KernelDevice};
 use super::event::EventCounter;
 use super::files::{self, FileNodeRef, FilePlace};
 use super::pidfd::Pidfd;
@@ -31,7 +31,9 @@ use crate::mm::OutOfMemory;
 use crate::mm::counted::{Counted, Inner};
 use crate::mm::pool::{Pool, PoolStats};
 use crate::mm::space::{LastTally, Met, Object, Sought, Tally};
+use crate::random;
 use crate::sched::{IfNotReady, PollQueue};
+use crate::smp::this_cpu;
 
 /// An open file, and those who have it.
 pub type FileRef = Counted<OpenFile>;
@@ -312,6 +314,10 @@ pub fn check_end(at: u64, bytes: u64) -> Result<(), Errno> {
 
 /// The source of a read from a position on.
 pub enum Contents<'f> {
+    /// So many zeros.
+    Zeros(u64),
+    /// So many random numbers.
+    Random(u64),
     /// Bytes that nothing changes.
     Bytes(&'static [u8]),
     /// So many bytes of an object from a position on, as far as it has them.
@@ -323,8 +329,13 @@ impl Contents<'_> {
     pub const fn bytes(&self) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes.len() as u64,
-            Self::Object(_, _, bytes) => *bytes,
+            Self::Zeros(bytes) | Self::Random(bytes) | Self::Object(_, _, bytes) => *bytes,
         }
+    }
+
+    /// Whether more would be there for a longer read, whatever its length.
+    pub const fn is_endless(&self) -> bool {
+        matches!(self, Self::Zeros(_) | Self::Random(_))
     }
 
     /// Takes the first bytes, as many as `buffer` has or fewer; empty at the end. It need not hold them.
@@ -334,6 +345,17 @@ impl Contents<'_> {
                 let (first, rest) = bytes.split_at_checked(buffer.len().min(bytes.len())).unwrap_or_default();
                 *bytes = rest;
                 first
+            }
+            Self::Zeros(left) | Self::Random(left) => {
+                let wanted = buffer.len().min(*left as usize);
+                *left -= wanted as u64;
+                let piece = buffer.get_mut(..wanted).unwrap_or_default();
+                if matches!(self, Self::Random(_)) {
+                    random::stream(this_cpu()).fill(piece)
+                } else {
+                    piece.fill(0)
+                }
+                piece
             }
             Self::Object(object, at, left) => {
                 let wanted = buffer.len().min(*left as usize);
@@ -443,9 +465,10 @@ impl OpenFile {
     /// Checks that it may be read or written at all.
     ///
     /// # Errors
-    /// `EINVAL`: a device, or a process.
+    /// `EINVAL`: a device without bytes, or a process.
     pub fn check_has_bytes(&self) -> Result<(), Errno> {
-        if self.device().is_some() || self.process().is_some() { Err(Errno::EINVAL) } else { Ok(()) }
+        let has_none = self.device().is_some() || self.kernel_device() == Some(KernelDevice::Userfaultfd);
+        if has_none || self.process().is_some() { Err(Errno::EINVAL) } else { Ok(()) }
     }
 
     /// Checks that reads and writes may say where.
@@ -484,6 +507,9 @@ impl OpenFile {
                 let input = if file.has_message() { POLLIN } else { 0 };
                 PollState { events: input, queue: Some(file.pollers()) }
             }
+            Kind::Node(_) if self.kernel_device() == Some(KernelDevice::Random) => {
+                PollState { events: POLLIN | POLLRDNORM, queue: None }
+            }
             // As on Linux: what has no state to wait for is always ready.
             Kind::Node(_) | Kind::Device(_) | Kind::Proc(_) | Kind::ProcDirectory(_) => READY,
         }
@@ -519,6 +545,11 @@ impl OpenFile {
     /// The device that it is, if it is one.
     pub const fn device(&self) -> Option<DeviceNumber> {
         if let Kind::Device(device) = self.kind { Some(device) } else { None }
+    }
+
+    /// The device of the kernel's own that it is, if it is one.
+    pub fn kernel_device(&self) -> Option<KernelDevice> {
+        if let NodeKind::Kernel(device) = self.node()?.kind { Some(device) } else { None }
     }
 
     /// The pages of the file, for a mapping.
@@ -589,6 +620,12 @@ impl OpenFile {
     /// As for [`Self::take`].
     pub fn contents_at(&self, at: u64, bytes: u64, most: u64) -> Result<Contents<'_>, Errno> {
         check_end(at, bytes)?;
+        match self.kernel_device() {
+            Some(KernelDevice::Zero | KernelDevice::Full) => return Ok(Contents::Zeros(bytes.min(most))),
+            Some(device) if device.is_random() => return Ok(Contents::Random(bytes.min(most))),
+            Some(_) => return Ok(Contents::Bytes(&[])),
+            None => {}
+        }
         let bytes = bytes.min(most).min(self.size()?.saturating_sub(at));
         let regular = self.regular();
         let contents = regular.as_ref().map(Regular::contents);
@@ -611,6 +648,7 @@ impl OpenFile {
         match &self.kind {
             Kind::Node(node) => match &node.kind {
                 NodeKind::File(contents) => Ok(contents.size()),
+                NodeKind::Kernel(_) => Err(Errno::ESPIPE),
                 _ => Err(Errno::EISDIR),
             },
             Kind::ProcDirectory(_) => Err(Errno::EISDIR),
@@ -647,6 +685,7 @@ impl OpenFile {
             Kind::Console | Kind::Device(_) | Kind::Pipe(_) | Kind::Process(_) => return Err(Errno::ESPIPE),
             // As on Linux, its position stays where it is.
             Kind::Event(_) | Kind::Userfault(_) => return Ok(0),
+            Kind::Node(_) if self.kernel_device().is_some() => return Ok(0),
             Kind::Proc(ProcContents::ClearRefs(_)) => return Ok(0),
             Kind::Proc(ProcContents::Pagemap(_) | ProcContents::Memory(_)) => {
                 return self.seek_in_space(offset, whence);
@@ -758,7 +797,8 @@ impl FileStat {
             NodeKind::File(contents) => (contents.size(), contents.pages()),
             _ => (node.size(), 0),
         };
-        Self { device: node.device, number: node.number, attributes, links, represented: 0, size, pages }
+        let represented = if let NodeKind::Kernel(device) = node.kind { device.of_stat() } else { 0 };
+        Self { device: node.device, number: node.number, attributes, links, represented, size, pages }
     }
 
     /// `struct stat`, in words of 8 bytes.

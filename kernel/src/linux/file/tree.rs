@@ -19,7 +19,7 @@ use granule_abi::file::{S_IFDIR, S_IFMT};
 use granule_arch::addr::PAGE_SIZE;
 use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeAtomicLink, UnsafeRef};
 
-use super::device::DeviceNumber;
+use super::device::{DeviceNumber, KernelDevice};
 use crate::bytes;
 use crate::linux::errno::Errno;
 use crate::mm::counted::{Counted, Inner};
@@ -80,8 +80,10 @@ pub enum NodeKind<C> {
     Link(LinkTarget),
     /// The console.
     Console,
-    /// A device.
+    /// A device whose registers are mapped.
     Device(DeviceNumber),
+    /// A device that is the kernel's alone.
+    Kernel(KernelDevice),
     /// Where `/proc` begins.
     Proc,
     /// A device, a pipe, ... of an archive, of which there is none here.

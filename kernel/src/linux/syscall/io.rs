@@ -56,6 +56,9 @@ pub(super) fn write(call: &mut Syscall<'_>) -> Answer {
 
 /// Writes where the file is on.
 fn drain(call: &Syscall<'_>, file: &OpenFile, bytes: u64, mut from: UserBytes) -> Answer {
+    if let Some(device) = file.kernel_device() {
+        return streams::write_device(call, device, bytes, &mut from);
+    }
     match file.kind() {
         Kind::Node(_) => {}
         Kind::Pipe(end) => return streams::write_pipe(call, file, end, bytes, &mut from),
@@ -207,7 +210,12 @@ fn store(call: &Syscall<'_>, mut contents: Contents<'_>, mut to: UserBytes) -> A
         if stored < piece.len() && done == 0 {
             return Err(Errno::EFAULT);
         }
-        if piece.is_empty() || stored < piece.len() || call.is_killed() {
+        // As on Linux, only what has no end is cut short by a signal.
+        if piece.is_empty()
+            || stored < piece.len()
+            || call.is_killed()
+            || contents.is_endless() && call.thread.has(Work::SIGNAL)
+        {
             break;
         }
         relax();
@@ -226,6 +234,9 @@ pub(super) fn pwrite64(call: &mut Syscall<'_>) -> Answer {
     let bytes = from.left.min(MOST_AT_ONCE);
     if let Kind::Proc(contents) = file.kind() {
         return streams::write_proc(call, contents, position, bytes, &mut from).map(|(written, _)| written);
+    }
+    if let Some(device) = file.kernel_device() {
+        return streams::write_device(call, device, bytes, &mut from);
     }
     if bytes == 0 {
         return Ok(0);
@@ -645,14 +656,15 @@ pub(super) fn ioctl(call: &mut Syscall<'_>) -> Answer {
             let is_on = i32::from_le_bytes(read_bytes(at)?) != 0;
             file.set_flags(file.flags() & !O_NONBLOCK | if is_on { O_NONBLOCK } else { 0 })?;
         }
-        FIONREAD if file.userfaultfd().is_none() => {
+        FIONREAD if file.userfaultfd().is_none() && file.kernel_device().is_none() => {
             let left = file.left().ok_or(Errno::ENOTTY)?;
             uaccess::copy_to_user(at, &(left as u32).to_le_bytes())?;
         }
-        command => match (file.userfaultfd(), file.pagemap()) {
-            (Some(pager), _) => return userfault::ioctl(pager, call.task.space(), command, at),
-            (_, Some(pages)) => return scan::ioctl(call, pages, command, at),
-            (None, None) => return Err(Errno::ENOTTY),
+        command => match (file.userfaultfd(), file.pagemap(), file.kernel_device()) {
+            (Some(pager), ..) => return userfault::ioctl(pager, call.task.space(), command, at),
+            (_, Some(pages), _) => return scan::ioctl(call, pages, command, at),
+            (.., Some(device)) => return streams::device_ioctl(call, device, command, at),
+            _ => return Err(Errno::ENOTTY),
         },
     }
     Ok(0)

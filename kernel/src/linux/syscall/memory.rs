@@ -20,13 +20,14 @@ use granule_arch::patched_branch;
 
 use super::io::{self, UserBytes, read_piece};
 use super::{Answer, MOST_AT_ONCE, Syscall, pidfd};
+use crate::kernel;
 use crate::linux::errno::Errno;
-use crate::linux::file::device;
+use crate::linux::file::device::{self, KernelDevice};
 use crate::linux::file::open::OpenFile;
 use crate::mm::counted::Counted;
 use crate::mm::space::{
     Access, AreaAdvice, Commitment, Discard, Locking, MapRequest, MappedFile, Move, Object, Placement, Populate, Remap,
-    Sharing, Space, SpaceError, Terms, Unneeded,
+    Seals, Sharing, Space, SpaceError, Terms, Unneeded,
 };
 use crate::platform::features::branch;
 use crate::sched::relax;
@@ -84,9 +85,7 @@ pub(super) fn mmap(call: &mut Syscall<'_>) -> Answer {
     let placement = placement(address, flags);
     let space = call.task.space();
     let backed = match &file {
-        Some(file) => {
-            backed_by(space, file, bits, flags, bytes, offset).map(|(sharing, backing)| (sharing, Some(backing)))
-        }
+        Some(file) => backed_by(space, file, bits, flags, bytes, offset),
         None => anonymous(flags).map(|sharing| (sharing, None)),
     };
     let (sharing, backing) = match backed {
@@ -199,7 +198,7 @@ fn backed_by(
     flags: u64,
     bytes: u64,
     offset: u64,
-) -> Result<(Sharing, Backing), Errno> {
+) -> Result<(Sharing, Option<Backing>), Errno> {
     /// The flags that a kernel before MAP_SHARED_VALIDATE knew, or did not look at.
     const KNOWN: u64 = MAP_TYPE
         | MAP_FIXED
@@ -218,7 +217,8 @@ fn backed_by(
         | 30 << 26;
     let bytes = bytes.checked_next_multiple_of(PAGE).ok_or(Errno::ENOMEM)?;
     // Of a device each page has a number.
-    let last = if file.device().is_some() { u64::MAX } else { i64::MAX as u64 };
+    let is_private_of_device = flags & MAP_TYPE == MAP_PRIVATE && file.kernel_device().is_some();
+    let last = if file.device().is_some() || is_private_of_device { u64::MAX } else { i64::MAX as u64 };
     let most = last.checked_sub(bytes);
     if most.is_none_or(|most| offset / PAGE > most / PAGE) {
         return Err(Errno::EOVERFLOW);
@@ -235,6 +235,15 @@ fn backed_by(
         return Err(Errno::EACCES);
     }
     let object = match file.device() {
+        None if file.kernel_device() == Some(KernelDevice::Zero) => {
+            if flags & MAP_GROWSDOWN != 0 {
+                return Err(Errno::EINVAL);
+            }
+            if sharing == Sharing::Private {
+                return Ok((sharing, None));
+            }
+            zeros(bytes)?
+        }
         None => file.pages()?,
         Some(_) if flags & MAP_GROWSDOWN != 0 => return Err(Errno::EINVAL),
         Some(device) => {
@@ -253,7 +262,15 @@ fn backed_by(
     if is_sealed && writes && is_writable {
         return Err(Errno::EPERM);
     }
-    Ok((sharing, Backing { object, may_write: is_writable && !is_sealed }))
+    Ok((sharing, Some(Backing { object, may_write: is_writable && !is_sealed })))
+}
+
+/// Memory for a shared mapping of `/dev/zero`.
+fn zeros(bytes: u64) -> Result<Counted<Object>, Errno> {
+    if bytes > kernel().frames.total() as u64 * PAGE {
+        return Err(Errno::ENOMEM);
+    }
+    Ok(kernel().spaces.create_object(this_cpu(), bytes, None, Seals(0))?)
 }
 
 pub(super) fn munmap(call: &mut Syscall<'_>) -> Answer {

@@ -53,7 +53,7 @@ pub(super) fn resize(call: &Syscall<'_>, file: &Regular<'_>, size: u64) -> Answe
 pub(super) fn fsync(call: &mut Syscall<'_>) -> Answer {
     let file = file(call, call.argument::<0>())?;
     match file.kind() {
-        Kind::Node(_) => Ok(0),
+        Kind::Node(_) if file.kernel_device().is_none() => Ok(0),
         _ => Err(Errno::EINVAL),
     }
 }
@@ -82,6 +82,7 @@ pub(super) fn fallocate(call: &mut Syscall<'_>) -> Answer {
     }
     file.check_writable()?;
     let regular = match file.kind() {
+        Kind::Node(_) if file.kernel_device().is_some() => return Err(Errno::ENODEV),
         Kind::Node(node) => Regular::of(node).ok_or(Errno::EISDIR)?,
         Kind::Pipe(_) => return Err(Errno::ESPIPE),
         Kind::Proc(_) => return Err(Errno::ENOTSUP),

@@ -3,14 +3,17 @@
 
 use granule_abi::file::{
     EFD_CLOEXEC, EFD_NONBLOCK, EFD_SEMAPHORE, O_CLOEXEC, O_DIRECT, O_NONBLOCK, O_NOTIFICATION_PIPE, O_RDONLY, O_RDWR,
-    O_WRONLY,
+    O_WRONLY, RNDGETENTCNT,
 };
 use granule_abi::signal::SIGPIPE;
+use granule_abi::userfaultfd::USERFAULTFD_IOC_NEW;
+use granule_arch::addr::VirtAddr;
 
 use super::io::{UserBytes, most_files, send_self};
 use super::remote::{self, Direction};
-use super::{Answer, Syscall};
+use super::{Answer, Syscall, userfault};
 use crate::linux::errno::Errno;
+use crate::linux::file::device::KernelDevice;
 use crate::linux::file::event::EventCounter;
 use crate::linux::file::open::{FileRef, Kind, OpenFile};
 use crate::linux::file::pipe::{self, PipeAccess, PipeEnd};
@@ -18,7 +21,8 @@ use crate::linux::file::proc::{self, ProcContents, ProcSubject};
 use crate::linux::file::records::Record;
 use crate::linux::file::table::OnExec;
 use crate::linux::process::show;
-use crate::sched;
+use crate::random;
+use crate::sched::{self, Work};
 use crate::uaccess;
 
 /// Bytes of a count.
@@ -130,6 +134,46 @@ fn write_count(file: &OpenFile, counter: &EventCounter, left: u64, from: &mut Us
         return Err(Errno::EFAULT);
     }
     counter.write(u64::from_le_bytes(count), file.if_not_ready())
+}
+
+/// Writes to a device of the kernel's own. Only what is to be mixed into random numbers is read.
+#[inline(never)]
+pub(super) fn write_device(call: &Syscall<'_>, device: KernelDevice, bytes: u64, from: &mut UserBytes) -> Answer {
+    match device {
+        KernelDevice::Null | KernelDevice::Zero => return Ok(bytes),
+        KernelDevice::Full => return Err(Errno::ENOSPC),
+        _ => {}
+    }
+    let (mut done, mut buffer) = (0, [0; 256]);
+    while done < bytes {
+        let wanted = buffer.get_mut(..(bytes - done).min(256) as usize).unwrap_or_default();
+        let copied = from.copy_up_to(wanted);
+        random::mix(wanted.get(..copied).unwrap_or_default());
+        done += copied as u64;
+        if copied < wanted.len() {
+            return if done == 0 { Err(Errno::EFAULT) } else { Ok(done) };
+        }
+        sched::relax();
+        if call.thread.has(Work::SIGNAL) {
+            break;
+        }
+    }
+    Ok(done)
+}
+
+/// The commands of a device of the kernel's own.
+pub(super) fn device_ioctl(call: &Syscall<'_>, device: KernelDevice, command: u32, at: VirtAddr) -> Answer {
+    /// Bits of randomness once the numbers are seeded, which Linux counts so.
+    const ENTROPY: u32 = 256;
+    match (device, command) {
+        (KernelDevice::Userfaultfd, USERFAULTFD_IOC_NEW) => userfault::create(call, at.0 as u32),
+        (device, RNDGETENTCNT) if device.is_random() => {
+            uaccess::copy_to_user(at, &ENTROPY.to_le_bytes())?;
+            Ok(0)
+        }
+        (KernelDevice::Null | KernelDevice::Zero | KernelDevice::Full, _) => Err(Errno::ENOTTY),
+        _ => Err(Errno::EINVAL),
+    }
 }
 
 /// Reads a file of a process from `position` on; returns how many bytes there were, and the position after them.

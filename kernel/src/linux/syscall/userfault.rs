@@ -60,7 +60,11 @@ impl From<FillError> for Errno {
 }
 
 pub(super) fn userfaultfd(call: &mut Syscall<'_>) -> Answer {
-    let flags = call.argument::<0>() as u32;
+    create(call, call.argument::<0>() as u32)
+}
+
+/// A new userfaultfd with these flags: of the call, or of `/dev/userfaultfd`.
+pub(super) fn create(call: &Syscall<'_>, flags: u32) -> Answer {
     if flags & !(O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY) != 0 {
         return Err(Errno::EINVAL);
     }

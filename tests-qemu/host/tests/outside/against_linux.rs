@@ -57,6 +57,7 @@ const PROGRAMS: [&str; 27] = [
 const INIT: &str = "#!/busybox sh
 export PATH=/
 /busybox mount -t proc proc /proc
+/busybox mount -t devtmpfs dev /dev
 /busybox stty -echo < /dev/console
 while printf 'granule> '; read -r command words; do
     echo \"$command $words\"

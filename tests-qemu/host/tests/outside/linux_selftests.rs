@@ -19,8 +19,9 @@ const LIMIT: Limit = Limit::work(900);
 const CANNOT_BE_HAD: i32 = 77;
 
 /// The cases that `uffd-unit-tests` passes; of each the others are of hugetlbfs.
-const PASSED: [&str; 30] = [
+const PASSED: [&str; 31] = [
     "UFFDIO_API (with syscall)",
+    "UFFDIO_API (with /dev/userfaultfd)",
     "zeropage on anon",
     "zeropage on shmem",
     "zeropage on shmem-private",
@@ -53,11 +54,10 @@ const PASSED: [&str; 30] = [
 ];
 
 /// The reasons for which it skips a test.
-const SKIPPED: [&str; 5] = [
+const SKIPPED: [&str; 4] = [
     "(not enough HugeTLB pages)",
     "(feature missing)",
     "(Possibly CONFIG_GUP_TEST missing or unprivileged)",
-    "(cannot open userfaultfd handle)",
     "(MADV_COLLAPSE failed)",
 ];
 
