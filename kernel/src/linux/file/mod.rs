@@ -4,7 +4,7 @@
 //! - [`initrd`]: the archives that the tree is made of
 //! - `files`: that tree; `contents`: what regular files hold, also those that are memory alone
 //! - [`table`]: descriptors, and who shares them
-//! - `open`: open files
+//! - `open`: open files, with what a `stat` shows of them
 //! - `userfaultfd`: files by which pagers serve faults
 //! - `pipe`, with its pages in [`ring`], and `event`: pipes, and counters
 //! - `pidfd`: files that refer to a process
@@ -29,6 +29,8 @@ pub mod pipe;
 pub mod proc;
 pub mod records;
 pub mod ring;
+#[cfg(target_os = "none")]
+pub mod stat;
 pub mod table;
 pub mod tree;
 #[cfg(target_os = "none")]

@@ -8,9 +8,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use granule_abi::file::{
     FASYNC, O_ACCMODE, O_APPEND, O_CREAT, O_DIRECT, O_DIRECTORY, O_DSYNC, O_EXCL, O_LARGEFILE, O_NOATIME, O_NOCTTY,
     O_NOFOLLOW, O_NONBLOCK, O_PATH, O_RDONLY, O_RDWR, O_SYNC, O_TMPFILE, O_TRUNC, O_WRONLY, POLLERR, POLLIN, POLLOUT,
-    POLLRDNORM, POLLWRNORM, S_IFCHR, S_IFDIR, S_IFIFO, S_IFREG, SEEK_CUR, SEEK_DATA, SEEK_END, SEEK_HOLE, SEEK_SET,
+    POLLRDNORM, POLLWRNORM, S_IFREG, SEEK_CUR, SEEK_DATA, SEEK_END, SEEK_HOLE, SEEK_SET,
 };
-use granule_arch::addr::{PAGE, PAGE_SIZE};
 use spin::Once;
 
 use super::contents::{FileContents, Regular};
@@ -21,7 +20,7 @@ use super::pidfd::Pidfd;
 use super::pipe::PipeEnd;
 use super::proc::{Pagemap, ProcContents, ProcEntry, ProcId, ProcSubject};
 use super::table::{Filed, Files, Pools};
-use super::tree::{self, Attributes, Moment, NAME, NodeKind};
+use super::tree::{self, NAME, NodeKind};
 use super::userfaultfd::UserfaultFile;
 use super::walk::{Follow, IsProcess, Last, Place};
 use crate::chip::console;
@@ -31,9 +30,7 @@ use crate::mm::OutOfMemory;
 use crate::mm::counted::{Counted, Inner};
 use crate::mm::pool::{Pool, PoolStats};
 use crate::mm::space::{LastTally, Met, Object, Sought, Tally};
-use crate::random;
 use crate::sched::{IfNotReady, PollQueue};
-use crate::smp::this_cpu;
 
 /// An open file, and those who have it.
 pub type FileRef = Counted<OpenFile>;
@@ -316,8 +313,6 @@ pub fn check_end(at: u64, bytes: u64) -> Result<(), Errno> {
 pub enum Contents<'f> {
     /// So many zeros.
     Zeros(u64),
-    /// So many random numbers.
-    Random(u64),
     /// Bytes that nothing changes.
     Bytes(&'static [u8]),
     /// So many bytes of an object from a position on, as far as it has them.
@@ -329,13 +324,13 @@ impl Contents<'_> {
     pub const fn bytes(&self) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes.len() as u64,
-            Self::Zeros(bytes) | Self::Random(bytes) | Self::Object(_, _, bytes) => *bytes,
+            Self::Zeros(bytes) | Self::Object(_, _, bytes) => *bytes,
         }
     }
 
     /// Whether more would be there for a longer read, whatever its length.
     pub const fn is_endless(&self) -> bool {
-        matches!(self, Self::Zeros(_) | Self::Random(_))
+        matches!(self, Self::Zeros(_))
     }
 
     /// Takes the first bytes, as many as `buffer` has or fewer; empty at the end. It need not hold them.
@@ -346,15 +341,11 @@ impl Contents<'_> {
                 *bytes = rest;
                 first
             }
-            Self::Zeros(left) | Self::Random(left) => {
+            Self::Zeros(left) => {
                 let wanted = buffer.len().min(*left as usize);
                 *left -= wanted as u64;
                 let piece = buffer.get_mut(..wanted).unwrap_or_default();
-                if matches!(self, Self::Random(_)) {
-                    random::stream(this_cpu()).fill(piece)
-                } else {
-                    piece.fill(0)
-                }
+                piece.fill(0);
                 piece
             }
             Self::Object(object, at, left) => {
@@ -622,7 +613,6 @@ impl OpenFile {
         check_end(at, bytes)?;
         match self.kernel_device() {
             Some(KernelDevice::Zero | KernelDevice::Full) => return Ok(Contents::Zeros(bytes.min(most))),
-            Some(device) if device.is_random() => return Ok(Contents::Random(bytes.min(most))),
             Some(_) => return Ok(Contents::Bytes(&[])),
             None => {}
         }
@@ -734,97 +724,5 @@ impl OpenFile {
     /// The position.
     pub fn position(&self) -> u64 {
         self.position.load(Ordering::Relaxed)
-    }
-
-    /// Its attributes, as a stat has them.
-    pub fn stat(&self) -> FileStat {
-        let special = |number: usize, mode: u32| FileStat {
-            device: DEVICE_OF_OTHERS,
-            number: number as u64,
-            attributes: Attributes::new(mode, Moment::default()),
-            links: 1,
-            represented: 0,
-            size: 0,
-            pages: 0,
-        };
-        match &self.kind {
-            Kind::Console => FileStat { represented: 5 << 8 | 1, ..special(usize::MAX - 2, S_IFCHR | 0o600) },
-            Kind::Device(number) => {
-                let represented = number.of_stat();
-                FileStat { represented, ..special(usize::MAX - represented as usize, S_IFCHR | 0o600) }
-            }
-            Kind::Userfault(_) => special(usize::MAX - 3, 0o600),
-            Kind::Node(node) => FileStat::of_node(node),
-            Kind::Pipe(end) => {
-                let (number, time) = end.identity();
-                let attributes = Attributes::new(S_IFIFO | 0o600, Moment::at(time));
-                FileStat { device: 3, attributes, ..special(number, 0) }
-            }
-            // As on Linux, of no kind.
-            Kind::Event(_) => FileStat { device: 4, ..special(1, 0o600) },
-            Kind::Process(process) => FileStat { device: 6, ..special(process.serial as usize, 0o700) },
-            Kind::Proc(file) => FileStat { device: 5, ..special(usize::MAX - 3, S_IFREG | file.mode()) },
-            Kind::ProcDirectory(_) => FileStat { links: 2, ..special(usize::MAX - 3, S_IFDIR | 0o555) },
-        }
-    }
-}
-
-/// The device of files that are on none of their own: the tree's.
-const DEVICE_OF_OTHERS: u64 = tree::DEVICE;
-
-/// The attributes that a stat shows.
-pub struct FileStat {
-    /// The device that it is on.
-    pub device: u64,
-    /// Its number there.
-    pub number: u64,
-    /// Mode, owner and times.
-    pub attributes: Attributes,
-    /// Names.
-    pub links: u32,
-    /// The device that it is.
-    pub represented: u64,
-    /// Bytes.
-    pub size: u64,
-    /// Pages of memory.
-    pub pages: u64,
-}
-
-impl FileStat {
-    fn of_node(node: &FileNodeRef) -> Self {
-        let (attributes, links) = node.attributes();
-        let (size, pages) = match &node.kind {
-            NodeKind::File(contents) => (contents.size(), contents.pages()),
-            _ => (node.size(), 0),
-        };
-        let represented = if let NodeKind::Kernel(device) = node.kind { device.of_stat() } else { 0 };
-        Self { device: node.device, number: node.number, attributes, links, represented, size, pages }
-    }
-
-    /// `struct stat`, in words of 8 bytes.
-    pub const fn words(&self) -> [u64; 16] {
-        const fn pair(low: u32, high: u32) -> u64 {
-            (high as u64) << 32 | low as u64
-        }
-        let Attributes { mode, user, group, accessed, modified, changed } = self.attributes;
-        [
-            self.device,
-            self.number,
-            pair(mode, self.links),
-            pair(user, group),
-            self.represented,
-            0,
-            self.size,
-            PAGE,
-            // In pages, as memory has them.
-            self.pages * (PAGE_SIZE / 512) as u64,
-            accessed.seconds as u64,
-            accessed.nanoseconds as u64,
-            modified.seconds as u64,
-            modified.nanoseconds as u64,
-            changed.seconds as u64,
-            changed.nanoseconds as u64,
-            0,
-        ]
     }
 }

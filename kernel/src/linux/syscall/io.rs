@@ -12,9 +12,11 @@ use granule_arch::addr::{PAGE, VirtAddr};
 
 use super::names::{umask, working_directory};
 use super::process::{Path, read_path};
+use super::system::fill_random;
 use super::{Answer, MOST_AT_ONCE, Syscall, read_bytes, read_quads, scan, streams, userfault, write_quads};
 use crate::chip::console;
 use crate::linux::errno::Errno;
+use crate::linux::file::device::KernelDevice;
 use crate::linux::file::files::FilePlace;
 use crate::linux::file::open::{self, Contents, FileRef, Kind, OpenFile, Opened, Opening};
 use crate::linux::file::proc::{ProcContents, ProcId, ProcSubject};
@@ -171,6 +173,10 @@ pub(super) fn pread64(call: &mut Syscall<'_>) -> Answer {
         let most = to.left.min(MOST_AT_ONCE);
         return streams::read_proc(call, contents, position, most, &mut to).map(|(read, _)| read);
     }
+    if file.kernel_device().is_some_and(KernelDevice::is_random) {
+        open::check_end(position, to.left)?;
+        return fill_random(call, to.left.min(MOST_AT_ONCE), &mut to);
+    }
     store(call, file.contents_at(position, to.left, MOST_AT_ONCE)?, to)
 }
 
@@ -182,6 +188,9 @@ fn fill(call: &Syscall<'_>, file: &OpenFile, bytes: u64, mut to: UserBytes) -> A
         Kind::Pipe(end) => return streams::read_pipe(file, end, most, &mut to),
         Kind::Event(counter) => return streams::read_event(file, counter, most, &mut to),
         Kind::Userfault(pager) => return userfault::read(call, file, pager, bytes, &mut to),
+        Kind::Node(_) if file.kernel_device().is_some_and(KernelDevice::is_random) => {
+            return fill_random(call, most, &mut to);
+        }
         Kind::Proc(contents) => {
             let (read, end) = streams::read_proc(call, contents, file.position(), most, &mut to)?;
             file.set_position(end);
@@ -468,7 +477,11 @@ pub(super) struct UserBytes {
 impl UserBytes {
     /// The one piece of a call, which is of EL0.
     fn of_call(call: &Syscall<'_>) -> Result<Self, Errno> {
-        let (base, left) = (call.address::<1>(), call.argument::<2>());
+        Self::new(call.address::<1>(), call.argument::<2>())
+    }
+
+    /// One piece, which is of EL0.
+    pub(super) fn new(base: VirtAddr, left: u64) -> Result<Self, Errno> {
         check_range(base, left)?;
         Ok(Self { base: base.0, left, ..Self::default() })
     }

@@ -183,6 +183,23 @@ fn anonymous(flags: u64) -> Result<Sharing, Errno> {
     }
 }
 
+/// The flags that a kernel before MAP_SHARED_VALIDATE knew, or did not look at.
+const BEFORE_VALIDATE: u64 = MAP_TYPE
+    | MAP_FIXED
+    | MAP_ANONYMOUS
+    | MAP_GROWSDOWN
+    | MAP_LOCKED
+    | MAP_NORESERVE
+    | MAP_POPULATE
+    | MAP_NONBLOCK
+    | MAP_HUGETLB
+    | MAP_STACK
+    | MAP_DENYWRITE
+    | MAP_EXECUTABLE
+    // Sizes of large pages: 2 MiB and 1 GiB.
+    | 21 << 26
+    | 30 << 26;
+
 /// A file that is mapped.
 struct Backing {
     object: Counted<Object>,
@@ -199,22 +216,6 @@ fn backed_by(
     bytes: u64,
     offset: u64,
 ) -> Result<(Sharing, Option<Backing>), Errno> {
-    /// The flags that a kernel before MAP_SHARED_VALIDATE knew, or did not look at.
-    const KNOWN: u64 = MAP_TYPE
-        | MAP_FIXED
-        | MAP_ANONYMOUS
-        | MAP_GROWSDOWN
-        | MAP_LOCKED
-        | MAP_NORESERVE
-        | MAP_POPULATE
-        | MAP_NONBLOCK
-        | MAP_HUGETLB
-        | MAP_STACK
-        | MAP_DENYWRITE
-        | MAP_EXECUTABLE
-        // Sizes of large pages: 2 MiB and 1 GiB.
-        | 21 << 26
-        | 30 << 26;
     let bytes = bytes.checked_next_multiple_of(PAGE).ok_or(Errno::ENOMEM)?;
     // Of a device each page has a number.
     let is_private_of_device = flags & MAP_TYPE == MAP_PRIVATE && file.kernel_device().is_some();
@@ -225,7 +226,7 @@ fn backed_by(
     }
     let kind = flags & MAP_TYPE;
     let (sharing, is_writable) = match kind {
-        MAP_SHARED_VALIDATE if flags & !KNOWN != 0 => return Err(Errno::ENOTSUP),
+        MAP_SHARED_VALIDATE if flags & !BEFORE_VALIDATE != 0 => return Err(Errno::ENOTSUP),
         MAP_SHARED | MAP_SHARED_VALIDATE => (Sharing::Shared, file.check_writable().is_ok()),
         MAP_PRIVATE => (Sharing::Private, true),
         _ => return Err(Errno::EINVAL),
@@ -235,16 +236,11 @@ fn backed_by(
         return Err(Errno::EACCES);
     }
     let object = match file.device() {
-        None if file.kernel_device() == Some(KernelDevice::Zero) => {
-            if flags & MAP_GROWSDOWN != 0 {
-                return Err(Errno::EINVAL);
-            }
-            if sharing == Sharing::Private {
-                return Ok((sharing, None));
-            }
-            zeros(bytes)?
-        }
-        None => file.pages()?,
+        None => match pages(file, sharing, bytes)? {
+            None if flags & MAP_GROWSDOWN == 0 => return Ok((sharing, None)),
+            None => return Err(Errno::EINVAL),
+            Some(object) => object,
+        },
         Some(_) if flags & MAP_GROWSDOWN != 0 => return Err(Errno::EINVAL),
         Some(device) => {
             let (is_shared, is_executable) = (sharing == Sharing::Shared, protection & PROT_EXEC != 0);
@@ -265,12 +261,18 @@ fn backed_by(
     Ok((sharing, Some(Backing { object, may_write: is_writable && !is_sealed })))
 }
 
-/// Memory for a shared mapping of `/dev/zero`.
-fn zeros(bytes: u64) -> Result<Counted<Object>, Errno> {
+/// The pages of a file that is mapped; `None` for a private mapping of `/dev/zero`, which is anonymous memory.
+fn pages(file: &OpenFile, sharing: Sharing, bytes: u64) -> Result<Option<Counted<Object>>, Errno> {
+    if file.kernel_device() != Some(KernelDevice::Zero) {
+        return file.pages().map(Some);
+    }
+    if sharing == Sharing::Private {
+        return Ok(None);
+    }
     if bytes > kernel().frames.total() as u64 * PAGE {
         return Err(Errno::ENOMEM);
     }
-    Ok(kernel().spaces.create_object(this_cpu(), bytes, None, Seals(0))?)
+    Ok(Some(kernel().spaces.create_object(this_cpu(), bytes, None, Seals(0))?))
 }
 
 pub(super) fn munmap(call: &mut Syscall<'_>) -> Answer {

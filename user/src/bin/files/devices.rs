@@ -70,6 +70,16 @@ pub(super) fn devices(_: &CStr) {
         }
         equal((path, "closed"), close(file), Ok(0));
     }
+    long_reads();
+    let file = open(c"/dev/userfaultfd", O_RDONLY).expect("a device");
+    equal("with a wrong flag", call(IOCTL, [file, USERFAULTFD_IOC_NEW.into(), 2]), Err(EINVAL));
+    let pager = call(IOCTL, [file, USERFAULTFD_IOC_NEW.into(), O_CLOEXEC.into()]).expect("a userfaultfd");
+    equal("its flags", (fcntl(pager, F_GETFD, 0), fcntl(pager, F_GETFL, 0)), (Ok(FD_CLOEXEC.into()), Ok(0)));
+    equal("closed", [close(pager), close(file)], [Ok(0); 2]);
+}
+
+/// Reads of more than a page.
+fn long_reads() {
     let mut bytes = [7_u8; 5000];
     let read = |path: &CStr, bytes: &mut [u8]| {
         let file = open(path, O_RDONLY).expect("a device");
@@ -86,11 +96,6 @@ pub(super) fn devices(_: &CStr) {
     holds("others", bytes.iter().zip(&first).filter(|(byte, first)| byte == first).count() < 500);
     read(c"/dev/zero", &mut bytes);
     holds("zeros", bytes.iter().all(|&byte| byte == 0));
-    let file = open(c"/dev/userfaultfd", O_RDONLY).expect("a device");
-    equal("with a wrong flag", call(IOCTL, [file, USERFAULTFD_IOC_NEW.into(), 2]), Err(EINVAL));
-    let pager = call(IOCTL, [file, USERFAULTFD_IOC_NEW.into(), O_CLOEXEC.into()]).expect("a userfaultfd");
-    equal("its flags", (fcntl(pager, F_GETFD, 0), fcntl(pager, F_GETFL, 0)), (Ok(FD_CLOEXEC.into()), Ok(0)));
-    equal("closed", [close(pager), close(file)], [Ok(0); 2]);
 }
 
 /// Memory that `/dev/zero` is mapped as.
