@@ -178,9 +178,12 @@ pub fn stream(cpu: &Cpu) -> Stream {
     Stream(ChaCha20Rng::from_seed(POOL.lock().derive(&fresh())))
 }
 
-/// Has all numbers depend on `bytes` as well, whatever they are. May be called in any context.
+/// Has all numbers depend on `bytes` as well, whatever they are. May be called in any context. The lock is held for one
+/// key, however many bytes there are.
 pub fn mix(bytes: &[u8]) {
-    POOL.lock().absorb(bytes);
+    let mut digest = KeyPool::new();
+    digest.absorb(bytes);
+    POOL.lock().absorb(&digest.key);
 }
 
 /// A number for the kernel's own use, at once: no device is asked.

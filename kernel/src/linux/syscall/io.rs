@@ -183,14 +183,17 @@ pub(super) fn pread64(call: &mut Syscall<'_>) -> Answer {
 /// Reads from where the file is on.
 fn fill(call: &Syscall<'_>, file: &OpenFile, bytes: u64, mut to: UserBytes) -> Answer {
     let most = bytes.min(MOST_AT_ONCE);
+    match file.kernel_device() {
+        Some(device) if device.is_random() => return fill_random(call, most, &mut to),
+        // They have no position.
+        Some(_) => return store(call, file.contents_at(0, most, most)?, to),
+        None => {}
+    }
     match file.kind() {
         Kind::Console => return input(file, reader(call), most, &mut to),
         Kind::Pipe(end) => return streams::read_pipe(file, end, most, &mut to),
         Kind::Event(counter) => return streams::read_event(file, counter, most, &mut to),
         Kind::Userfault(pager) => return userfault::read(call, file, pager, bytes, &mut to),
-        Kind::Node(_) if file.kernel_device().is_some_and(KernelDevice::is_random) => {
-            return fill_random(call, most, &mut to);
-        }
         Kind::Proc(contents) => {
             let (read, end) = streams::read_proc(call, contents, file.position(), most, &mut to)?;
             file.set_position(end);
@@ -219,12 +222,9 @@ fn store(call: &Syscall<'_>, mut contents: Contents<'_>, mut to: UserBytes) -> A
         if stored < piece.len() && done == 0 {
             return Err(Errno::EFAULT);
         }
-        // As on Linux, only what has no end is cut short by a signal.
-        if piece.is_empty()
-            || stored < piece.len()
-            || call.is_killed()
-            || contents.is_endless() && call.thread.has(Work::SIGNAL)
-        {
+        // As on Linux, only what has no end is cut short by a signal, at the end of a page.
+        let is_cut = contents.is_endless() && done.is_multiple_of(PAGE) && call.thread.has(Work::SIGNAL);
+        if piece.is_empty() || stored < piece.len() || call.is_killed() || is_cut {
             break;
         }
         relax();
@@ -245,6 +245,7 @@ pub(super) fn pwrite64(call: &mut Syscall<'_>) -> Answer {
         return streams::write_proc(call, contents, position, bytes, &mut from).map(|(written, _)| written);
     }
     if let Some(device) = file.kernel_device() {
+        open::check_end(position, bytes)?;
         return streams::write_device(call, device, bytes, &mut from);
     }
     if bytes == 0 {

@@ -26,8 +26,8 @@ use crate::linux::file::device::{self, KernelDevice};
 use crate::linux::file::open::OpenFile;
 use crate::mm::counted::Counted;
 use crate::mm::space::{
-    Access, AreaAdvice, Commitment, Discard, Locking, MapRequest, MappedFile, Move, Object, Placement, Populate, Remap,
-    Seals, Sharing, Space, SpaceError, Terms, Unneeded,
+    Access, AreaAdvice, Commitment, Discard, LARGEST_OBJECT, Locking, MapRequest, MappedFile, Move, Object, Placement,
+    Populate, Remap, Seals, Sharing, Space, SpaceError, Terms, Unneeded,
 };
 use crate::platform::features::branch;
 use crate::sched::relax;
@@ -235,10 +235,11 @@ fn backed_by(
     if writes && !is_writable || file.check_readable().is_err() {
         return Err(Errno::EACCES);
     }
+    let is_zero = file.kernel_device() == Some(KernelDevice::Zero);
     let object = match file.device() {
-        None => match pages(file, sharing, bytes)? {
-            None if flags & MAP_GROWSDOWN == 0 => return Ok((sharing, None)),
-            None => return Err(Errno::EINVAL),
+        None => match pages(file, sharing, bytes, flags)? {
+            _ if is_zero && (flags & MAP_GROWSDOWN != 0 || wants_tags(protection)) => return Err(Errno::EINVAL),
+            None => return Ok((sharing, None)),
             Some(object) => object,
         },
         Some(_) if flags & MAP_GROWSDOWN != 0 => return Err(Errno::EINVAL),
@@ -262,17 +263,20 @@ fn backed_by(
 }
 
 /// The pages of a file that is mapped; `None` for a private mapping of `/dev/zero`, which is anonymous memory.
-fn pages(file: &OpenFile, sharing: Sharing, bytes: u64) -> Result<Option<Counted<Object>>, Errno> {
+fn pages(file: &OpenFile, sharing: Sharing, bytes: u64, flags: u64) -> Result<Option<Counted<Object>>, Errno> {
     if file.kernel_device() != Some(KernelDevice::Zero) {
         return file.pages().map(Some);
     }
     if sharing == Sharing::Private {
         return Ok(None);
     }
-    if bytes > kernel().frames.total() as u64 * PAGE {
+    // As on Linux, zeros without an end where it is not to be written, and else as long as the mapping.
+    let is_writable = file.check_writable().is_ok();
+    if is_writable && flags & MAP_NORESERVE == 0 && bytes > kernel().frames.total() as u64 * PAGE {
         return Err(Errno::ENOMEM);
     }
-    Ok(Some(kernel().spaces.create_object(this_cpu(), bytes, None, Seals(0))?))
+    let size = if is_writable { bytes.min(LARGEST_OBJECT) } else { LARGEST_OBJECT };
+    Ok(Some(kernel().spaces.create_object(this_cpu(), size, None, Seals(0))?))
 }
 
 pub(super) fn munmap(call: &mut Syscall<'_>) -> Answer {

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use granule_abi::file::{
     AT_EACCESS, AT_EMPTY_PATH, AT_FDCWD, AT_NO_AUTOMOUNT, AT_REMOVEDIR, AT_STATX_SYNC_TYPE, AT_SYMLINK_FOLLOW,
-    AT_SYMLINK_NOFOLLOW, PROC_SUPER_MAGIC, RENAME_EXCHANGE, RENAME_NOREPLACE, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG,
+    AT_SYMLINK_NOFOLLOW, PROC_SUPER_MAGIC, RENAME_EXCHANGE, RENAME_NOREPLACE, S_IFDIR, S_IFLNK, S_IFMT,
     STATX_BASIC_STATS, STATX_RESERVED, TMPFS_MAGIC, UTIME_NOW, UTIME_OMIT, X_OK,
 };
 use granule_arch::addr::{PAGE, VirtAddr};
@@ -187,7 +187,7 @@ fn access(call: &Syscall<'_>, flags: u32) -> Answer {
     }
     let file = place(call, flags)?;
     let has = file.node().map_or_else(|| file.stat().attributes.mode, |node| node.attributes().0.mode);
-    if mode & X_OK != 0 && has & S_IFMT == S_IFREG && has & 0o111 == 0 {
+    if mode & X_OK != 0 && has & S_IFMT != S_IFDIR && has & 0o111 == 0 {
         return Err(Errno::EACCES);
     }
     Ok(0)

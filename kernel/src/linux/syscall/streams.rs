@@ -7,7 +7,7 @@ use granule_abi::file::{
 };
 use granule_abi::signal::SIGPIPE;
 use granule_abi::userfaultfd::USERFAULTFD_IOC_NEW;
-use granule_arch::addr::VirtAddr;
+use granule_arch::addr::{PAGE, VirtAddr};
 
 use super::io::{UserBytes, most_files, send_self};
 use super::remote::{self, Direction};
@@ -154,7 +154,8 @@ pub(super) fn write_device(call: &Syscall<'_>, device: KernelDevice, bytes: u64,
             return if done == 0 { Err(Errno::EFAULT) } else { Ok(done) };
         }
         sched::relax();
-        if call.thread.has(Work::SIGNAL) {
+        // As on Linux: at the end of each page.
+        if done.is_multiple_of(PAGE) && call.thread.has(Work::SIGNAL) {
             break;
         }
     }

@@ -43,7 +43,9 @@ pub(super) fn devices(_: &CStr) {
         equal((path, "none written"), call(WRITE, [file, at, 0]), nothing(writes[0]));
         let negative = [call(PREAD64, [file, at, 8, u64::MAX]), call(PWRITE64, [file, at, 8, u64::MAX])];
         equal((path, "before the beginning"), negative, INVALID);
-        equal((path, "past the last position"), call(PREAD64, [file, at, 8, i64::MAX as u64 - 3]), Err(EINVAL));
+        let past = [PREAD64, PWRITE64].map(|number| call(number, [file, at, 8, i64::MAX as u64 - 3]));
+        equal((path, "past the last position"), past, INVALID);
+        equal((path, "executable"), call(FACCESSAT, [HERE, path.as_ptr() as u64, X_OK.into()]), Err(EACCES));
         let sought = [(0, SEEK_CUR), (100, SEEK_SET), (0, SEEK_CUR), (-100, SEEK_SET), (5, SEEK_END), (5, SEEK_DATA)];
         equal((path, "positions"), sought.map(|(offset, whence)| seek(file, offset, whence)), [Ok(0); 6]);
         equal((path, "an unknown one"), seek(file, 0, 9), Err(EINVAL));
@@ -131,8 +133,15 @@ pub(super) fn zeros(_: &CStr) {
     }
     let at = map(to_read, PAGE, PROT_READ, MAP_SHARED, 0).expect("memory");
     equal("zeros", word(at), 0);
+    unmap(at, 1);
+    let at = map(to_read, PAGE, PROT_READ, MAP_SHARED, 4 * PAGE).expect("memory");
+    equal("zeros without an end", word(at), 0);
     equal("never written", call(MPROTECT, [at, PAGE, PROT_READ | PROT_WRITE]), Err(EACCES));
     unmap(at, 1);
+    for (flags, file) in [(MAP_SHARED, to_read), (MAP_SHARED | MAP_NORESERVE, file)] {
+        let at = map(file, 1 << 40, PROT_READ, flags, 0).expect("addresses");
+        unmap(at, (1 << 40) / PAGE);
+    }
     for (what, arguments, wanted) in [
         ("shared, to be read", (to_read, PAGE, MAP_SHARED, 0), EACCES),
         ("not to be read", (to_write, PAGE, MAP_PRIVATE, 0), EACCES),

@@ -8,8 +8,8 @@
 //! that mirrors them by events. Alone each call has a barrier between the contents of a page, or a table, and its entry.
 //!
 //! Each run tries some meetings, which its seed draws; `--long` tries each two calls, and every moment of a share of them:
-//! as many seeds in a row as there are shares have all. Of a call that has very many moments each such row of seeds tries
-//! some, and the next row others.
+//! as many seeds in a row as there are shares have all. Of a call that has very many moments each seed draws
+//! some.
 
 #![allow(unsafe_code, reason = "bytes of frames by their linear addresses")]
 
@@ -622,7 +622,7 @@ impl Harness {
                 }
                 let moments = self.orders(pair).map_or(1, |orders| orders[0].moments);
                 let step = moments.div_ceil(OF_A_SHARE).max(1);
-                for first in ((self.seed / SHARES) as usize % step..moments).step_by(step) {
+                for first in (self.random().below(step)..moments).step_by(step) {
                     let when = When { grain: Grain::Operations, first, second: None };
                     if let Err(wrong) = self.try_one(pair, when) {
                         self.fail(&wrong, "--long ");

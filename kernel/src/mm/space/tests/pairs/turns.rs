@@ -232,7 +232,9 @@ pub(super) fn meet(
         let is_due = {
             let mut state = turns_at.state();
             state.idle = 0;
-            let may_go_on = meeting::has_released() || state.in_vain < SELDOM || count.is_multiple_of(SELDOM);
+            let may_go_on = meeting::has_released()
+                || state.in_vain < SELDOM
+                || count.wrapping_sub(when.first).is_multiple_of(SELDOM);
             !state.has_ended[1] && (count == when.first || state.has_begun && !state.has_stopped && may_go_on)
         };
         if is_due {
