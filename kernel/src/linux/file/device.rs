@@ -42,7 +42,7 @@ impl KernelDevice {
         matches!(self, Self::Random | Self::Urandom)
     }
 
-    /// `st_rdev`, Linux's: of its devices of memory, and the last of those whose minor number is nobody's in particular.
+    /// `st_rdev`, Linux's: of its devices of memory, and the last of those that have any minor number.
     pub const fn of_stat(self) -> u64 {
         const MEMORY: u64 = 1 << 8;
         match self {

@@ -270,7 +270,7 @@ fn pages(file: &OpenFile, sharing: Sharing, bytes: u64, flags: u64) -> Result<Op
     if sharing == Sharing::Private {
         return Ok(None);
     }
-    // As on Linux, zeros without an end where it is not to be written, and else as long as the mapping.
+    // As on Linux, zeros without an end where it may never be written, and else as long as the mapping.
     let is_writable = file.check_writable().is_ok();
     if is_writable && flags & MAP_NORESERVE == 0 && bytes > kernel().frames.total() as u64 * PAGE {
         return Err(Errno::ENOMEM);

@@ -36,6 +36,9 @@ use crate::services;
 use crate::smp::this_cpu;
 use crate::sync::{IrqLock, rank};
 
+/// How often at most pages that programs can lose are taken away before a process ends: other programs may have used
+/// all of the frames again whenever this thread looks. As many as Linux has (`MAX_RECLAIM_RETRIES`).
+const ROUNDS: usize = 16;
 /// How long others wait for the end of a process.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// After how long they look again at first, and at most: many that look often leave the one that ends no time.
@@ -80,7 +83,14 @@ pub fn relieve(task: &Task, thread: &Thread, attempt: Attempt) -> Relief {
     // Once: programs that use what they free would go on for ever.
     let mut has_freed = kernel().spaces.reclaim(this_cpu(), wanted, Used::Keep, &is_killed) != 0;
     // Not counted as freed: these come again, with the next use of each.
-    let dropped = if frames.has_room_for(wanted) { Dropped::Nothing } else { drop_pages(task, wanted, is_killed) };
+    let mut dropped = Dropped::Nothing;
+    for _ in 0..ROUNDS {
+        let now = drop_pages(task, wanted, is_killed);
+        dropped = dropped.max(now);
+        if now == Dropped::Nothing || frames.has_room_for(wanted) {
+            break;
+        }
+    }
     let [mut pause, longest] = PAUSES;
     loop {
         let has_room = frames.has_room_for(wanted);
@@ -114,7 +124,7 @@ pub fn relieve(task: &Task, thread: &Thread, attempt: Attempt) -> Relief {
 }
 
 /// The droppable pages that were taken away.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Dropped {
     Nothing,
     OfOthers,
@@ -135,7 +145,7 @@ fn drop_pages(task: &Task, wanted: usize, is_killed: impl Fn() -> bool) -> Dropp
             && candidate.space.drop_pages(this_cpu()) != 0
         {
             let is_own = candidate.id == task.process().id();
-            dropped = if is_own || dropped == Dropped::Own { Dropped::Own } else { Dropped::OfOthers };
+            dropped = dropped.max(if is_own { Dropped::Own } else { Dropped::OfOthers });
             // The frames in this CPU's magazine are not there for programs on other CPUs.
             frames.drain_cpu(this_cpu());
         }
