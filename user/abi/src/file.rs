@@ -184,7 +184,7 @@ pub const FIOCLEX: u32 = 0x5451;
 pub const FIONBIO: u32 = 0x5421;
 /// ioctl: stores how many bytes there are to be read.
 pub const FIONREAD: u32 = 0x541b;
-/// Bits of randomness that there are.
+/// ioctl: stores how many bits of randomness there are.
 pub const RNDGETENTCNT: u32 = 0x8004_5200;
 
 /// lseek: from the beginning.
