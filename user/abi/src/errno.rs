@@ -69,6 +69,7 @@ errnos! {
     ELOOP = 40, "too many symbolic links";
     ENOPKG = 65, "not built in";
     EOVERFLOW = 75, "too large";
+    ELIBBAD = 80, "a library that is none";
     ENOTSUP = 95, "not supported";
     ETIMEDOUT = 110, "timed out";
     EHWPOISON = 133, "the memory of a page is gone";

@@ -1,4 +1,4 @@
-//! Programs: static ELF files for arm64, checked before anything is mapped.
+//! Programs: ELF files for arm64, checked before anything is mapped.
 //!
 //! The checks are those of Linux's `load_elf_binary`, and those that Linux would make later by a fault: segments in the
 //! order of their addresses without a common page, their contents in the file, the entry in code. The checks are here;
@@ -30,6 +30,8 @@ const MOST_HEADERS: usize = 65_536;
 const HEADER_SIZE: u16 = 56;
 /// Bytes of the longest note with properties, as on Linux.
 const LONGEST_NOTE: u64 = 1024;
+/// Bytes of the longest path, with its final zero (Linux's `PATH_MAX`).
+const PATH_MAX: u64 = 4096;
 const IDENT: usize = 16;
 const FILE_HEADER: usize = 64;
 
@@ -48,9 +50,15 @@ pub enum ProgramError {
     /// The table of program headers is wrong.
     #[error("its program headers are outside of the file, too many, or not of the size that they should have")]
     BadHeaders,
-    /// It needs an interpreter.
-    #[error("it needs a dynamic linker; only static programs run here")]
-    Dynamic,
+    /// Its entry is none of its own: a shared library.
+    #[error("a shared library, which has no entry")]
+    Library,
+    /// PT_INTERP has no path with a zero at its end, or a longer one than paths are.
+    #[error("the path of its dynamic linker is not of 1 to {} bytes with a zero after them", PATH_MAX - 1)]
+    BadLinker,
+    /// The file ends before that path does.
+    #[error("the path of its dynamic linker is cut off")]
+    CutOffLinker,
     /// No segment at all.
     #[error("nothing to load")]
     Empty,
@@ -161,6 +169,8 @@ pub struct Program {
     limit: u64,
     /// The last header of properties.
     properties: Option<ProgramHeader>,
+    /// The first header with the path of a dynamic linker.
+    linker: Option<ProgramHeader>,
     /// The first page of its segments, of which there is at least one, and the first one after them.
     pages: Range<u64>,
     /// The alignment of the first page, where the program lies anywhere: a power of two, at least a page.
@@ -209,6 +219,7 @@ impl Program {
             table: read_table(&header, file)?,
             limit,
             properties: None,
+            linker: None,
             pages: 0..0,
             alignment: PAGE,
             headers: 0,
@@ -235,6 +246,11 @@ impl Program {
             load(&header, self.size, self.limit).ok().filter(|_| is_loaded(&header))
         };
         self.table().iter().filter_map(segment)
+    }
+
+    /// Whether a segment may be written and executed.
+    pub fn writes_code(&self) -> bool {
+        self.segments().any(|segment| segment.access.write && segment.access.execute)
     }
 
     fn table(&self) -> SegmentTable<'_, LittleEndian> {
@@ -267,9 +283,27 @@ impl Program {
         if fits { Ok(base) } else { Err(ProgramError::BadSize(self.start())) }
     }
 
+    /// The path of the dynamic linker that the program asks for, without its final zero.
+    ///
+    /// # Errors
+    /// As Linux's `load_elf_binary`: [`ProgramError::BadLinker`], [`ProgramError::CutOffLinker`]. No memory.
+    pub fn linker<F: ProgramFile + ?Sized>(&self, file: &F) -> Result<Option<Vec<u8>>, ProgramError> {
+        let Some(header) = &self.linker else { return Ok(None) };
+        if !(2..=PATH_MAX).contains(&header.p_filesz) {
+            return Err(ProgramError::BadLinker);
+        }
+        let mut path = bytes::zeros(header.p_filesz as usize).map_err(|_| ProgramError::OutOfMemory)?;
+        file.read(header.p_offset, &mut path).ok_or(ProgramError::CutOffLinker)?;
+        if path.pop() != Some(0) {
+            return Err(ProgramError::BadLinker);
+        }
+        path.truncate(path.iter().position(|&byte| byte == 0).unwrap_or(path.len()));
+        Ok(Some(path))
+    }
+
     fn add(&mut self, header: &ProgramHeader) -> Result<(), ProgramError> {
         match header.p_type {
-            PT_INTERP => return Err(ProgramError::Dynamic),
+            PT_INTERP => self.linker = self.linker.or(Some(*header)),
             PT_GNU_STACK => self.executable_stack = header.p_flags & PF_X != 0,
             PT_GNU_PROPERTY => self.properties = Some(*header),
             // An alignment that is no power of two does not count, as on Linux.
@@ -297,7 +331,7 @@ impl Program {
         let inside = |segment: ElfSegment| (segment.address..segment.address + segment.size).contains(&self.entry);
         match self.segments().filter(code).any(inside) {
             true => Ok(()),
-            false if dynamic && self.position == Position::Anywhere && self.entry == 0 => Err(ProgramError::Dynamic),
+            false if dynamic && self.position == Position::Anywhere && self.entry == 0 => Err(ProgramError::Library),
             false => Err(ProgramError::BadEntry(self.entry)),
         }
     }

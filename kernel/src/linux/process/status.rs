@@ -135,6 +135,12 @@ pub enum ExecError {
     /// The file is no program.
     #[error(transparent)]
     Program(#[from] ProgramError),
+    /// The path of the program's dynamic linker leads to no file that may be executed.
+    #[error("its dynamic linker: {0}")]
+    LinkerPath(PathError),
+    /// The dynamic linker is no program.
+    #[error("its dynamic linker: {0}")]
+    Linker(ProgramError),
     /// The words are too many, memory ran out, or the program's segments cannot be mapped.
     #[error(transparent)]
     Errno(#[from] Errno),
@@ -144,10 +150,12 @@ impl ExecError {
     /// The error that execve returns.
     pub const fn errno(self) -> Errno {
         match self {
-            Self::Path(error) => error.errno(),
-            Self::Program(ProgramError::CutOffPropertyNote) => Errno::EIO,
-            Self::Program(ProgramError::OutOfMemory) => Errno::ENOMEM,
+            Self::Path(error) | Self::LinkerPath(error) => error.errno(),
+            Self::Program(ProgramError::CutOffPropertyNote | ProgramError::CutOffLinker)
+            | Self::Linker(ProgramError::CutOffPropertyNote) => Errno::EIO,
+            Self::Program(ProgramError::OutOfMemory) | Self::Linker(ProgramError::OutOfMemory) => Errno::ENOMEM,
             Self::Program(_) => Errno::ENOEXEC,
+            Self::Linker(_) => Errno::ELIBBAD,
             Self::Errno(errno) => errno,
         }
     }
@@ -179,5 +187,8 @@ mod tests {
     fn what_is_no_program_is_enoexec() {
         assert_eq!(ExecError::Program(super::ProgramError::NotElf).errno(), Errno::ENOEXEC);
         assert_eq!(ExecError::Path(super::PathError::NotFound).errno(), Errno::ENOENT);
+        let linker = ExecError::LinkerPath(super::PathError::NotFound);
+        assert_eq!((linker.errno(), linker.to_string()), (Errno::ENOENT, "its dynamic linker: there is no such file".into()));
+        assert_eq!(ExecError::Linker(super::ProgramError::NotElf).errno(), Errno::ELIBBAD);
     }
 }

@@ -244,10 +244,14 @@ pub fn load(
         called = path;
     }
 
-    let program = program?;
+    let (program, file) = (program?, file?);
     let base = program.base(layout.program(), PROGRAM_LIMIT)?;
-    map_program(cpu, &space, (file?, &program), base, layout)?;
-    let stack = finish_stack(&mut strings, path, &program, base, bytes, layout)?;
+    let linker = program.linker(&file)?;
+    // A dynamic linker guards the code of the program itself.
+    map_program(cpu, &space, (&file, &program), base, program.is_guarded && linker.is_none())?;
+    map_trampoline(cpu, &space, layout.trampoline())?;
+    let linker = linker.map(|path| map_linker(cpu, &space, file.base.clone(), &path)).transpose()?;
+    let stack = finish_stack(&mut strings, path, &program, [base, linker.map_or(0, |linker| linker.base)], bytes, layout)?;
     trim_stack(cpu, &space, layout.stack_top(), stack, limits).map_err(Errno::from)?;
     if !space.is_within(limits) {
         return Err(Errno::ENOMEM.into());
@@ -255,11 +259,11 @@ pub fn load(
     let heap = layout.heap(program.end().wrapping_add(base));
     *space.heap().write() = ProgramHeap { start: heap, end: heap };
     Ok(Loaded {
-        entry: program.entry.wrapping_add(base),
+        entry: linker.map_or(program.entry.wrapping_add(base), |linker| linker.entry),
         stack,
         handlers: first_handlers()?,
         name: Name::of(path),
-        writes_code: program.segments().any(|segment| segment.access.write && segment.access.execute),
+        writes_code: program.writes_code() || linker.is_some_and(|linker| linker.writes_code),
         space,
     })
 }
@@ -270,21 +274,43 @@ fn first_handlers() -> Result<Counted<Handlers>, Errno> {
     Ok(Handlers::new(Actions::new())?)
 }
 
+/// A dynamic linker, mapped.
+#[derive(Clone, Copy)]
+struct Linker {
+    base: u64,
+    entry: u64,
+    writes_code: bool,
+}
+
+/// Maps the dynamic linker at a path from `base` on, or the root: among the mappings, as on Linux.
+#[inline(never)]
+fn map_linker(cpu: &Cpu, space: &SpaceRef, base: Option<FilePlace>, path: &[u8]) -> Result<Linker, ExecError> {
+    let file = open(base, path).map_err(|error| match error {
+        ExecError::Path(error) => ExecError::LinkerPath(error),
+        error => error,
+    })?;
+    let program = Program::parse(&file, PROGRAM_LIMIT).map_err(ExecError::Linker)?;
+    let bytes = program.end() - program.start();
+    // There is no other thread: the room that it finds stays free.
+    let room = map(cpu, space, Placement::Hint(VirtAddr(0)), bytes, Protection::NONE).map_err(Errno::from)?;
+    space.munmap(cpu, room, bytes).map_err(Errno::from)?;
+    let base = room.0.wrapping_sub(program.start());
+    map_program(cpu, space, (&file, &program), base, program.is_guarded)?;
+    Ok(Linker { base, entry: program.entry.wrapping_add(base), writes_code: program.writes_code() })
+}
+
 /// Maps the program at `base`. Out of line, as all that [`load`] calls: its frame is below that of each string's copy.
 #[inline(never)]
 fn map_program(
     cpu: &Cpu,
     space: &SpaceRef,
-    (file, program): (Executable, &Program),
+    (file, program): (&Executable, &Program),
     base: u64,
-    layout: Layout,
+    is_guarded: bool,
 ) -> Result<(), Errno> {
-    let is_guarded = program.is_guarded && patched_branch!(branch::BTI);
+    let is_guarded = is_guarded && patched_branch!(branch::BTI);
     let code = if is_guarded { Protection::EXECUTE.and(Protection::GUARDED) } else { Protection::EXECUTE };
-    for segment in program.segments() {
-        map_segment(cpu, space, (&file, &segment), base, code)?;
-    }
-    map_trampoline(cpu, space, layout.trampoline())
+    program.segments().try_for_each(|segment| map_segment(cpu, space, (file, &segment), base, code))
 }
 
 /// Writes the vectors; returns SP.
@@ -293,15 +319,15 @@ fn finish_stack(
     strings: &mut Strings<InSpace<'_>>,
     path: &[u8],
     program: &Program,
-    base: u64,
+    bases: [u64; 2],
     bytes: [u8; 16],
     layout: Layout,
 ) -> Result<u64, Errno> {
-    strings.finish(path, &auxiliary(program, base), bytes, layout.below_strings())
+    strings.finish(path, &auxiliary(program, bases), bytes, layout.below_strings())
 }
 
-/// The auxiliary vector, as far as it does not point into the stack.
-fn auxiliary(program: &Program, base: u64) -> [(u64, u64); 16] {
+/// The auxiliary vector, as far as it does not point into the stack, by the bases of the program and of its linker.
+fn auxiliary(program: &Program, [base, linker]: [u64; 2]) -> [(u64, u64); 16] {
     [
         (AT_HWCAP, hardware_capabilities()),
         (AT_PAGESZ, PAGE),
@@ -309,7 +335,7 @@ fn auxiliary(program: &Program, base: u64) -> [(u64, u64); 16] {
         (AT_PHDR, if program.headers == 0 { 0 } else { program.headers.wrapping_add(base) }),
         (AT_PHENT, 56),
         (AT_PHNUM, u64::from(program.header_count)),
-        (AT_BASE, 0),
+        (AT_BASE, linker),
         (AT_FLAGS, 0),
         (AT_ENTRY, program.entry.wrapping_add(base)),
         (AT_UID, 0),
@@ -472,9 +498,9 @@ fn map(
     placement: Placement,
     bytes: u64,
     protection: Protection,
-) -> Result<(), SpaceError> {
+) -> Result<VirtAddr, SpaceError> {
     let request = MapRequest { placement, bytes, protection, sharing: Sharing::Private, populate: Populate::OnDemand };
-    space.mmap(cpu, &request).map(drop)
+    space.mmap(cpu, &request)
 }
 
 fn write(cpu: &Cpu, space: &SpaceRef, address: u64, bytes: &[u8]) -> Result<(), Errno> {
