@@ -40,9 +40,11 @@ pub(super) extern "C" fn user_interrupt(thread: &Thread) {
 pub(super) extern "C" fn user_work(frame: &mut TrapFrame, thread: &Thread) {
     while let Some(work) = thread.next_work() {
         match work {
-            Work::SIGNAL => {
+            Work::SIGNAL | Work::MOVED => {
+                let entry = entry_of(thread);
+                let serve = if work == Work::SIGNAL { entry.signal } else { entry.moved };
                 interrupts::enable();
-                sched::deliver_with_checks(thread, || (entry_of(thread).signal)(frame, thread));
+                sched::deliver_with_checks(thread, || serve(frame, thread));
                 let _ = interrupts::mask();
             }
             Work::TAG_FAULT => {

@@ -278,8 +278,17 @@ static SYNDROME: AtomicU64 = AtomicU64::new(0);
 static ADDRESS: AtomicU64 = AtomicU64::new(0);
 static EXCEPTIONS: AtomicU32 = AtomicU32::new(0);
 
-static ENTRY: UserEntry =
-    UserEntry { syscall, fault, exception, late_tag_fault, signal, resolve, is_killed: |_| false, number: |_| 0 };
+static ENTRY: UserEntry = UserEntry {
+    syscall,
+    fault,
+    exception,
+    late_tag_fault,
+    signal,
+    moved: |_, _| {},
+    resolve,
+    is_killed: |_| false,
+    number: |_| 0,
+};
 
 extern "C" fn syscall(frame: &mut TrapFrame, _: &Thread) {
     let [x0, x1] = [frame.x[0], frame.x[1]];

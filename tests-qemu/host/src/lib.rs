@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod archive;
 mod bare;
 pub mod board;
 pub mod guest;

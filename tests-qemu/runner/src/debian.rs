@@ -24,6 +24,15 @@ pub fn output(command: &mut Command) -> Result<String, String> {
 /// The architecture of the boards.
 pub const ARM64: &str = "arm64";
 
+/// A release of Debian's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Release {
+    /// The newest packages.
+    Unstable,
+    /// This system's own, whose packages stay as they are.
+    Own,
+}
+
 /// apt with lists, cache and sources of the test's own, for one architecture.
 #[derive(Debug)]
 pub struct Apt {
@@ -32,21 +41,22 @@ pub struct Apt {
 }
 
 impl Apt {
-    /// apt in a directory, which is made, for an architecture in Debian's words.
+    /// apt in a directory, which is made, for an architecture in Debian's words and a release.
     ///
     /// # Errors
     /// When this system names no mirror, or the directory cannot be written.
-    pub fn new(directory: PathBuf, architecture: &str) -> Result<Self, String> {
+    pub fn new(directory: PathBuf, architecture: &str, release: Release) -> Result<Self, String> {
         let targets = output(Command::new("apt-get").args(["indextargets", "--format", "$(REPO_URI)\t$(RELEASE)"]))?;
-        let release = fs::read_to_string("/etc/os-release").map_err(|error| format!("/etc/os-release: {error}"))?;
-        let codename = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).unwrap_or_default();
+        let system = fs::read_to_string("/etc/os-release").map_err(|error| format!("/etc/os-release: {error}"))?;
+        let codename = system.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).unwrap_or_default();
         let mirror = targets.lines().filter_map(|line| line.split_once('\t')).find(|(_, suite)| *suite == codename);
         let (mirror, _) = mirror.ok_or_else(|| format!("no package source of {codename:?}"))?;
         let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
         for part in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(directory.join(part)).map_err(|error| error.to_string())?;
         }
-        let sources = format!("deb [signed-by={keyring} arch={architecture}] {mirror} sid main\n");
+        let suite = if release == Release::Own { codename } else { "sid" };
+        let sources = format!("deb [signed-by={keyring} arch={architecture}] {mirror} {suite} main\n");
         fs::write(directory.join("sources.list"), sources).map_err(|error| error.to_string())?;
         Ok(Self { directory, architecture: architecture.to_owned() })
     }
@@ -148,7 +158,7 @@ fn newest(
     if let Some(name) = known(&newest) {
         return Ok(name);
     }
-    let apt = Apt::new(directory.to_owned(), architecture)?;
+    let apt = Apt::new(directory.to_owned(), architecture, Release::Unstable)?;
     output(apt.command("apt-get").args(["-qq", "update"]))?;
     let name = take(&apt)?;
     fs::write(newest, &name).map_err(text)?;
@@ -201,9 +211,30 @@ pub fn newest_kernel(directory: &Path) -> Result<(PathBuf, String), String> {
 /// When the package cannot be taken.
 pub fn shell(directory: &Path) -> Result<PathBuf, String> {
     let kept = directory.join("busybox-static");
-    once(&kept, || Apt::new(directory.to_owned(), ARM64)?.take("busybox-static", &kept))?;
+    once(&kept, || Apt::new(directory.to_owned(), ARM64, Release::Unstable)?.take("busybox-static", &kept))?;
     let is_shell = |path: &Path| path.file_name().is_some_and(|name| name == "busybox");
     files_that(&kept, is_shell).pop().ok_or_else(|| "busybox-static has no busybox".into())
+}
+
+/// Calls `fill` with a folder that has these packages of this system's release for arm64, and all that they depend on, for
+/// what is to be made of them in `kept`, once. The folder is removed.
+///
+/// # Errors
+/// When a package cannot be taken, and those of `fill`.
+pub fn once_of_packages(
+    kept: &Path,
+    packages: &[&str],
+    fill: impl FnOnce(&Path) -> Result<(), String>,
+) -> Result<(), String> {
+    once(kept, || {
+        let folder = PathBuf::from(format!("{}.packages", kept.display()));
+        let apt = Apt::new(folder.clone(), ARM64, Release::Own)?;
+        output(apt.command("apt-get").args(["-qq", "update"]))?;
+        let root = folder.join("root");
+        packages.iter().try_for_each(|package| apt.take_with_dependencies(package, &root))?;
+        fill(&root)?;
+        fs::remove_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))
+    })
 }
 
 /// The folder with the packages of Debian's newest kernel for arm64 that were unpacked until one had a file that is

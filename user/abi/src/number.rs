@@ -123,6 +123,7 @@ numbers! {
     MEMBARRIER = 283 "membarrier";
     MLOCK2 = 284 "mlock2";
     STATX = 291 "statx";
+    RSEQ = 293 "rseq";
     PIDFD_SEND_SIGNAL = 424 "pidfd_send_signal";
     PIDFD_OPEN = 434 "pidfd_open";
     CLONE3 = 435 "clone3";

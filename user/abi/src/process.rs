@@ -100,6 +100,49 @@ pub const MEMBARRIER_CMD_PRIVATE_EXPEDITED: u32 = 1 << 3;
 pub const MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE: u32 = 1 << 5;
 /// membarrier: the registrations that there are. Each command is registered for by the next bit.
 pub const MEMBARRIER_CMD_GET_REGISTRATIONS: u32 = 1 << 9;
+/// membarrier: restart the sequences of the caller's threads.
+pub const MEMBARRIER_CMD_PRIVATE_EXPEDITED_RSEQ: u32 = 1 << 7;
+/// Of that command: those on one CPU.
+pub const MEMBARRIER_CMD_FLAG_CPU: u32 = 1;
+
+/// rseq: registers no more.
+pub const RSEQ_FLAG_UNREGISTER: u32 = 1;
+/// The [`Rseq::cpu_id`] of a thread that has none registered.
+pub const RSEQ_CPU_ID_UNINITIALIZED: u32 = u32::MAX;
+
+/// A thread's memory for restartable sequences (`struct rseq`).
+#[repr(C, align(32))]
+#[derive(Debug)]
+pub struct Rseq {
+    /// The CPU, for the begin of a sequence.
+    pub cpu_id_start: u32,
+    /// The CPU.
+    pub cpu_id: u32,
+    /// The address of the [`RseqCs`] that the thread is in; 0 for none.
+    pub rseq_cs: u64,
+    /// None.
+    pub flags: u32,
+    /// The CPU's node.
+    pub node_id: u32,
+    /// A number below that of CPUs, which no other running thread of the space has.
+    pub mm_cid: u32,
+    /// Nothing.
+    pub rest: u32,
+}
+
+/// A restartable sequence (`struct rseq_cs`).
+#[repr(C, align(32))]
+#[derive(Debug)]
+pub struct RseqCs {
+    /// None.
+    pub version_and_flags: u64,
+    /// Its first instruction.
+    pub start_ip: u64,
+    /// Its bytes.
+    pub post_commit_offset: u64,
+    /// The instruction that follows where it is interrupted; the word before is the signature.
+    pub abort_ip: u64,
+}
 
 /// futex: sleep while the word has this value.
 pub const FUTEX_WAIT: u64 = 0;
@@ -172,6 +215,10 @@ pub const AT_SECURE: u64 = 23;
 pub const AT_RANDOM: u64 = 25;
 /// More of what the CPUs can do.
 pub const AT_HWCAP2: u64 = 26;
+/// Bytes of [`Rseq`] that the kernel knows.
+pub const AT_RSEQ_FEATURE_SIZE: u64 = 27;
+/// The alignment that it wants of one.
+pub const AT_RSEQ_ALIGN: u64 = 28;
 /// Address of the program's name.
 pub const AT_EXECFN: u64 = 31;
 /// Least size of a signal's stack.

@@ -25,7 +25,7 @@ const DOCUMENTATION: &str = "documentation";
 /// The memory of most tests at most: machines of the others are kept until the process ends, or are large. A test of which
 /// a process had more has failed, as others run beside it that fit with no more; a long one at [`list::MEMORY_MIB`].
 pub const MEMORY_MIB: u64 = 600;
-const LARGER: [(&str, u64); 13] = [
+const LARGER: [(&str, u64); 14] = [
     ("granule::mm::space::tests::random::", 2000),
     ("granule::mm::space::tests::migrate::anything_may_happen_to_a_block", 1600),
     ("granule::mm::kernel::tests::random::", 2000),
@@ -37,6 +37,7 @@ const LARGER: [(&str, u64); 13] = [
     ("granule_host_tests::outside::loads::", 800),
     ("granule_host_tests::outside::newest_qemu::", 800),
     ("granule_host_tests::outside::against_linux::", 1200),
+    ("granule_host_tests::outside::others::", 3000),
     ("granule::mm::space::tests::entries::", 800),
     ("granule::mm::space::tests::tag_storage::", 800),
 ];
@@ -46,7 +47,7 @@ const LONG_SECONDS: u64 = 12 * 3600;
 /// The time of a long test whose turn it is: the run must end, and say which test took it.
 const TURN_SECONDS: u64 = 1500;
 /// `--long` only. They take half an hour, or a source from the network.
-const NEVER_IN_TURN: [&str; 3] = ["ten_mutants", "linux_s_own_tests", super::AGAINST_LINUX];
+const NEVER_IN_TURN: [&str; 4] = ["ten_mutants", "linux_s_own_tests", super::AGAINST_LINUX, super::PROGRAMS];
 
 /// A program of tests.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -223,7 +224,8 @@ pub(super) fn add(list: &mut List<'_>, programs: &[Program]) -> Result<()> {
         if long && !list.options.long && turn.as_ref() != Some(&name(program, &test)) {
             list.skip(&suite, &test, "long");
         } else if let Some(sender) = list.test(&suite, &test) {
-            let command = program.test(&test, list.seed);
+            let mut command = program.test(&test, list.seed);
+            command.envs(list.options.update.then_some(("GRANULE_UPDATE", "1")));
             let seconds = match (long, list.options.long) {
                 (false, _) => SECONDS,
                 (true, false) => TURN_SECONDS,

@@ -19,6 +19,8 @@ mod taken;
 mod target;
 mod took;
 
+/// The tests of `--programs`.
+const PROGRAMS: &str = "granule_host_tests::outside::others::";
 /// The tests of `--against-linux`, and those of them for `--long`.
 const AGAINST_LINUX: &str = "granule_host_tests::outside::against_linux::";
 const FOR_LONG: &str = "_for_long";
@@ -53,6 +55,13 @@ pub struct Options {
     /// what they print; with --long more sequences
     #[arg(long, conflicts_with_all = ["filter", "target", "machine", "turn", "debug"])]
     against_linux: bool,
+    /// Run programs that others wrote, which are fetched or built, on that kernel and here, and compare the outcome with
+    /// docs/PROGRAMS.md; FILTER chooses families of them
+    #[arg(long, conflicts_with_all = ["against_linux", "target", "machine", "turn", "debug", "long"])]
+    programs: bool,
+    /// Write the outcome to docs/PROGRAMS.md
+    #[arg(long, requires = "programs")]
+    pub(crate) update: bool,
     /// Run all this often, each time with the next seed, and tell which tests failed how often
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) repeat: u64,
@@ -100,6 +109,19 @@ impl Options {
         options
     }
 
+    /// These, for the tests of `--programs` alone.
+    fn programs(&self) -> Self {
+        let of = |family: &String| format!("{PROGRAMS}{family}");
+        let filter =
+            if self.filter.is_empty() { vec![PROGRAMS.to_owned()] } else { self.filter.iter().map(of).collect() };
+        Self { filter, host: true, long: true, ..self.clone() }
+    }
+
+    /// Whether they are of tests that are fetched from elsewhere, alone.
+    const fn are_of_others(&self) -> bool {
+        self.against_linux || self.programs
+    }
+
     /// Whether a test of this name is asked for.
     fn wants(&self, name: &str) -> bool {
         let is_named = |filters: &[String]| filters.iter().any(|filter| name.contains(filter));
@@ -114,7 +136,8 @@ impl Options {
 pub fn run(options: &Options, tools: &Tools, profile: Profile) -> Result<()> {
     let begin = Instant::now();
     let against_linux = options.against_linux.then(|| options.against_linux());
-    let options = against_linux.as_ref().unwrap_or(options);
+    let others = against_linux.or_else(|| options.programs.then(|| options.programs()));
+    let options = others.as_ref().unwrap_or(options);
     let on_board = options.wire.serial.is_some();
     let on_host = !options.target && options.machine.is_empty() && !on_board;
     // The tests on the host want all images, those on the target their own alone.
@@ -138,7 +161,7 @@ pub fn run(options: &Options, tools: &Tools, profile: Profile) -> Result<()> {
         let mut documentation = None;
         if on_host {
             // They draw no numbers.
-            if round == 0 && !options.against_linux {
+            if round == 0 && !options.are_of_others() {
                 documentation = host::document(&list, tools)?;
             }
             host::add(&mut list, &programs)?;

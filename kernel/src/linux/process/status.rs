@@ -188,7 +188,10 @@ mod tests {
         assert_eq!(ExecError::Program(super::ProgramError::NotElf).errno(), Errno::ENOEXEC);
         assert_eq!(ExecError::Path(super::PathError::NotFound).errno(), Errno::ENOENT);
         let linker = ExecError::LinkerPath(super::PathError::NotFound);
-        assert_eq!((linker.errno(), linker.to_string()), (Errno::ENOENT, "its dynamic linker: there is no such file".into()));
+        assert_eq!(
+            (linker.errno(), linker.to_string()),
+            (Errno::ENOENT, "its dynamic linker: there is no such file".into())
+        );
         assert_eq!(ExecError::Linker(super::ProgramError::NotElf).errno(), Errno::ELIBBAD);
     }
 }

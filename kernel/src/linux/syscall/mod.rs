@@ -162,6 +162,7 @@ static TABLE: [SyscallEntry; number::END] = {
     table[number::FUTEX] = entry!(process::futex);
     table[number::SET_ROBUST_LIST] = entry!(process::set_robust_list);
     table[number::GET_ROBUST_LIST] = entry!(process::get_robust_list);
+    table[number::RSEQ] = entry!(process::rseq);
     table[number::CLONE] = entry!(process::clone);
     table[number::EXECVE] = entry!(process::execve);
     table[number::WAIT4] = entry!(process::wait4);

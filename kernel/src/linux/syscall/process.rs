@@ -9,8 +9,8 @@ use granule_abi::process::{
     FUTEX_WAKE_BITSET, NAME_LENGTH, P_ALL, P_PGID, P_PID, P_PIDFD, PER_LINUX32, PER_MASK, PR_GET_MDWE, PR_GET_NAME,
     PR_GET_TAGGED_ADDR_CTRL, PR_GET_THP_DISABLE, PR_MDWE_NO_INHERIT, PR_MDWE_REFUSE_EXEC_GAIN, PR_MTE_TAG_MASK,
     PR_MTE_TAG_SHIFT, PR_MTE_TCF_ASYNC, PR_MTE_TCF_MASK, PR_MTE_TCF_SYNC, PR_SET_MDWE, PR_SET_NAME,
-    PR_SET_TAGGED_ADDR_CTRL, PR_SET_THP_DISABLE, PR_TAGGED_ADDR_ENABLE, PR_THP_DISABLE_EXCEPT_ADVISED, RobustListHead,
-    WALL, WCLONE, WCONTINUED, WEXITED, WNOHANG, WNOTHREAD, WNOWAIT, WUNTRACED,
+    PR_SET_TAGGED_ADDR_CTRL, PR_SET_THP_DISABLE, PR_TAGGED_ADDR_ENABLE, PR_THP_DISABLE_EXCEPT_ADVISED,
+    RSEQ_FLAG_UNREGISTER, RobustListHead, WALL, WCLONE, WCONTINUED, WEXITED, WNOHANG, WNOTHREAD, WNOWAIT, WUNTRACED,
 };
 use granule_abi::signal::{SIGCHLD, SigInfo};
 use granule_arch::addr::{PAGE, VirtAddr};
@@ -23,6 +23,7 @@ use crate::linux::process::charge::Charge;
 use crate::linux::process::clone_request::CloneRequest;
 use crate::linux::process::exec::Drawn;
 use crate::linux::process::futex::{Scope, Wait};
+use crate::linux::process::rseq::Registration;
 use crate::linux::process::signal::Signal;
 use crate::linux::process::stack::{self, StackMemory, StringCounts, Strings};
 use crate::linux::process::status::{ExecError, Name, ProcessEnd};
@@ -89,6 +90,27 @@ pub(super) fn get_robust_list(call: &mut Syscall<'_>) -> Answer {
     let head = with_thread(call, |task| task.robust_list.load(Ordering::Relaxed))?;
     write_quads(call.address::<2>(), [size_of::<RobustListHead>() as u64])?;
     write_quads(call.address::<1>(), [head]).map(|()| 0)
+}
+
+/// Registers memory for restartable sequences, in Linux's order of errors: `linux::process::rseq`.
+pub(super) fn rseq(call: &mut Syscall<'_>) -> Answer {
+    let (bytes, flags, signature) =
+        (call.argument::<1>() as u32, call.argument::<2>() as u32, call.argument::<3>() as u32);
+    let (own, asked) = (call.task.rseq.get(), Registration { at: call.argument::<0>(), bytes, signature });
+    if flags & !RSEQ_FLAG_UNREGISTER != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let (unregisters, is_registered) = (flags & RSEQ_FLAG_UNREGISTER != 0, own.at != 0);
+    if is_registered && (asked.at, bytes) != (own.at, own.bytes) || unregisters && !is_registered {
+        return Err(Errno::EINVAL);
+    }
+    match (is_registered, unregisters) {
+        (true, _) if signature != own.signature => return Err(Errno::EPERM),
+        (true, false) => return Err(Errno::EBUSY),
+        (true, true) => own.end(call.task)?,
+        (false, _) => asked.begin(call.task)?,
+    }
+    Ok(0)
 }
 
 /// Calls `look` with the thread that the first argument is the number of; 0 for the caller's own.

@@ -3,8 +3,9 @@
 use core::sync::atomic::{Ordering, fence};
 
 use granule_abi::process::{
-    MEMBARRIER_CMD_GET_REGISTRATIONS, MEMBARRIER_CMD_GLOBAL, MEMBARRIER_CMD_GLOBAL_EXPEDITED,
-    MEMBARRIER_CMD_PRIVATE_EXPEDITED, MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE, MEMBARRIER_CMD_QUERY, UtsName,
+    MEMBARRIER_CMD_FLAG_CPU, MEMBARRIER_CMD_GET_REGISTRATIONS, MEMBARRIER_CMD_GLOBAL, MEMBARRIER_CMD_GLOBAL_EXPEDITED,
+    MEMBARRIER_CMD_PRIVATE_EXPEDITED, MEMBARRIER_CMD_PRIVATE_EXPEDITED_RSEQ,
+    MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE, MEMBARRIER_CMD_QUERY, UtsName,
 };
 use granule_arch::addr::PAGE;
 
@@ -12,8 +13,8 @@ use super::io::UserBytes;
 use super::{Answer, MOST_AT_ONCE, Syscall};
 use crate::linux::errno::Errno;
 use crate::random;
-use crate::sched::{Work, relax};
-use crate::smp::{self, this_cpu};
+use crate::sched::{self, Work, relax};
+use crate::smp::{self, Cpu, this_cpu};
 use crate::uaccess;
 
 /// The result of `uname`. The release is that of the Linux whose interface this is: C libraries compare it.
@@ -44,22 +45,26 @@ pub(super) fn getcpu(call: &mut Syscall<'_>) -> Answer {
 /// Orders the memory accesses of the caller's threads, or of all programs, on whichever CPU they run.
 ///
 /// Each CPU is interrupted: its handler has a barrier, and the return from it synchronises the context
-/// (`SYNC_CORE`). So what is registered for decides only what is refused. There are no restartable sequences to end.
+/// (`SYNC_CORE`). So what is registered for decides only what is refused. Restartable sequences begin anew on all CPUs,
+/// also where one is named, and in other spaces.
 pub(super) fn membarrier(call: &mut Syscall<'_>) -> Answer {
     const EVERYWHERE: u32 = MEMBARRIER_CMD_GLOBAL | MEMBARRIER_CMD_GLOBAL_EXPEDITED;
-    const PRIVATE: u32 = MEMBARRIER_CMD_PRIVATE_EXPEDITED | MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE;
+    const RSEQ: u32 = MEMBARRIER_CMD_PRIVATE_EXPEDITED_RSEQ;
+    const PRIVATE: u32 = MEMBARRIER_CMD_PRIVATE_EXPEDITED | MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE | RSEQ;
     const REGISTER: u32 = (MEMBARRIER_CMD_GLOBAL_EXPEDITED | PRIVATE) << 1;
     let (command, flags, space) = (call.argument::<0>() as u32, call.argument::<1>() as u32, call.task.space());
     let is_one = command == 0 || command.is_power_of_two();
     match command {
-        _ if flags != 0 || !is_one => return Err(Errno::EINVAL),
+        _ if flags & !(if command == RSEQ { MEMBARRIER_CMD_FLAG_CPU } else { 0 }) != 0 || !is_one => {
+            return Err(Errno::EINVAL);
+        }
         MEMBARRIER_CMD_QUERY => {
             return Ok(u64::from(EVERYWHERE | PRIVATE | REGISTER | MEMBARRIER_CMD_GET_REGISTRATIONS));
         }
         MEMBARRIER_CMD_GET_REGISTRATIONS => {
-            // Linux reports the private command with the one for code, and refuses it still.
-            let of_code = space.barriers() & MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE << 1;
-            let private = if of_code != 0 { MEMBARRIER_CMD_PRIVATE_EXPEDITED << 1 } else { 0 };
+            // Linux reports the private command with the ones for code and sequences, and refuses it still.
+            let more = space.barriers() & (MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE | RSEQ) << 1;
+            let private = if more != 0 { MEMBARRIER_CMD_PRIVATE_EXPEDITED << 1 } else { 0 };
             return Ok((space.barriers() | private).into());
         }
         _ if command & REGISTER != 0 => space.add_barriers(command),
@@ -67,13 +72,21 @@ pub(super) fn membarrier(call: &mut Syscall<'_>) -> Answer {
         _ if command & (EVERYWHERE | PRIVATE) == 0 => return Err(Errno::EINVAL),
         _ if command & EVERYWHERE != 0 || call.task.space_user().is_shared() => {
             fence(Ordering::SeqCst);
-            smp::call(smp::online().without(this_cpu().id), |_, _| fence(Ordering::SeqCst), 0);
+            smp::call(smp::online().without(this_cpu().id), order_here, usize::from(command == RSEQ));
             fence(Ordering::SeqCst);
         }
         // No other thread sees its accesses.
         _ => {}
     }
     Ok(0)
+}
+
+/// [`membarrier`] on another CPU: whether sequences begin anew, too.
+fn order_here(cpu: &Cpu, restarts: usize) {
+    fence(Ordering::SeqCst);
+    if restarts != 0 {
+        sched::report_move(cpu);
+    }
 }
 
 pub(super) fn getrandom(call: &mut Syscall<'_>) -> Answer {

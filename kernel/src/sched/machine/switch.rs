@@ -20,7 +20,7 @@ use granule_arch::{barrier, interrupts, patched_branch, timer};
 use super::queue::{self, PerCpu, RunQueue, WaitedFor};
 use super::start;
 use super::tag_check;
-use super::thread::{Thread, ThreadRef, current};
+use super::thread::{Thread, ThreadRef, Work, current};
 use crate::mm::asid::{self, Asids};
 use crate::mm::context::Context;
 use crate::mm::kernel::mmu::{LinearView, Metal};
@@ -163,6 +163,9 @@ fn enter(cpu: &Cpu, thread: &Thread, waited_for: WaitedFor) {
         TPIDR_EL0.set(thread.tls.get());
         thread.fp.enter(cpu, thread);
         tag_check::enter(cpu, thread);
+        if thread.reports_moves.load(Ordering::Relaxed) {
+            thread.raise_own(Work::MOVED);
+        }
     }
     // A thread that stays in the kernel has a slice as well: it ends at the next `relax`.
     queue::begin_slice(cpu, waited_for);

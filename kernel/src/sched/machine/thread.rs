@@ -45,6 +45,9 @@ pub struct UserEntry {
     pub late_tag_fault: fn(&Thread),
     /// [`Thread::raise`] was called for [`Work::SIGNAL`]: the last thing before EL0 is entered.
     pub signal: fn(&mut TrapFrame, &Thread),
+    /// A thread that [asked](Thread::set_reports_moves) for it has come to a CPU, perhaps the one that it was on: before EL0
+    /// is entered there.
+    pub moved: fn(&mut TrapFrame, &Thread),
     /// The kernel, working for the thread, could not access an address of EL0. Whether the access is to be tried again;
     /// else it fails with EFAULT.
     pub resolve: fn(&Thread, VirtAddr, Access) -> bool,
@@ -65,6 +68,8 @@ impl Work {
     pub const SIGNAL: Self = Self(2);
     /// Call [`UserEntry::late_tag_fault`].
     pub(crate) const TAG_FAULT: Self = Self(4);
+    /// Call [`UserEntry::moved`].
+    pub const MOVED: Self = Self(8);
 }
 
 /// A thread. It is reached through a [`ThreadRef`], and by the thread itself.
@@ -109,6 +114,8 @@ pub struct Thread {
     works_for_program: AtomicBool,
     /// See [`Self::set_tagged_addresses`].
     tagged_addresses: AtomicBool,
+    /// See [`Self::set_reports_moves`].
+    pub(super) reports_moves: AtomicBool,
     /// See [`Self::set_tag_checks`].
     pub(super) tag_checks: Cell<TagChecks>,
     /// Frames that a request of its own was for which failed for want of them; 0 for none since the last look.
@@ -194,6 +201,7 @@ impl Thread {
             is_uninterruptible: AtomicBool::new(false),
             works_for_program: AtomicBool::new(false),
             tagged_addresses: AtomicBool::new(false),
+            reports_moves: AtomicBool::new(false),
             tag_checks: Cell::new(TagChecks::NONE),
             shortage: AtomicUsize::new(0),
             replays: ReplayCount::new(),
@@ -211,6 +219,20 @@ impl Thread {
     /// inherited by the threads that it makes.
     pub fn set_tagged_addresses(&self, accepted: bool) {
         self.tagged_addresses.store(accepted, Ordering::Relaxed);
+    }
+
+    /// Whether [`UserEntry::moved`] is called, from the next entry to EL0 on. For the running thread, or one that has not
+    /// run.
+    pub fn set_reports_moves(&self, reports: bool) {
+        self.reports_moves.store(reports, Ordering::Relaxed);
+        if reports {
+            self.raise_own(Work::MOVED);
+        }
+    }
+
+    /// Has the running thread, or one that comes to this CPU, do `work` before it enters EL0.
+    pub(super) fn raise_own(&self, work: Work) {
+        self.work.fetch_or(work.0, Ordering::Relaxed);
     }
 
     /// The value that [`Self::set_tagged_addresses`] set last.
@@ -299,10 +321,9 @@ impl Thread {
             self.work.fetch_and(!Work::TAG_FAULT.0, Ordering::Relaxed);
             return Some(Work::TAG_FAULT);
         }
-        (work != 0).then(|| {
-            self.work.fetch_and(!Work::SIGNAL.0, Ordering::Acquire);
-            Work::SIGNAL
-        })
+        let next = [Work::SIGNAL, Work::MOVED].into_iter().find(|next| work & next.0 != 0)?;
+        self.work.fetch_and(!next.0, Ordering::Acquire);
+        Some(next)
     }
 
     /// The registers with which it entered the kernel from EL0: at the top of its kernel stack.

@@ -7,20 +7,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::fs;
-use std::io::Write;
-use std::path::{Path, PathBuf};
 
-use cpio::newc;
-use granule_host_tests::{built, own_file, skip_without_debians_tools};
-use granule_runner::debian::{newest_kernel, shell};
 use granule_runner::differences::{DIFFERENCES, Difference};
-use granule_runner::machine;
-use granule_runner::qemu::{Qemu, Reset, Serial, initrd_of};
-use granule_runner::script::{self, PROMPT};
-use granule_runner::serial::Limit;
 
-const LIMIT: Limit = Limit::work(300);
+use super::kernels::Kernels;
 
 /// Programs that compare each answer with Linux's, or whose end tells that all was as they expect.
 const PROGRAMS: [&str; 27] = [
@@ -53,95 +43,10 @@ const PROGRAMS: [&str; 27] = [
     "userfault",
 ];
 
-/// Linux's first process.
-const INIT: &str = "#!/busybox sh
-export PATH=/
-/busybox mount -t proc proc /proc
-/busybox mount -t devtmpfs dev /dev
-/busybox stty -echo < /dev/console
-while printf 'granule> '; read -r command words; do
-    echo \"$command $words\"
-    case $command in
-    run) /$words || echo \"error: exited with $?\" ;;
-    poweroff) /busybox poweroff -f ;;
-    esac
-done
-";
-
-/// Both kernels, which run the same programs.
-struct Kernels {
-    linux: PathBuf,
-    /// The name of Linux's package.
-    package: String,
-}
-
-impl Kernels {
-    /// `None`: this host cannot have Linux, and the running test is skipped.
-    fn new() -> Option<Self> {
-        if skip_without_debians_tools("Debian's newest kernel") {
-            return None;
-        }
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("against-linux");
-        // Each test has an initrd of its own beside the kernel.
-        let own = folder.join(own_file("", "folder"));
-        let (kernel, package) = newest_kernel(&folder).expect("the package can be taken");
-        let shell = fs::read(shell(&folder).expect("the package can be taken")).expect("a shell");
-        let mut archive = fs::read(initrd_of(&built("granule.img"))).expect("the initrd");
-        archive.extend(around_the_programs(&shell));
-        fs::create_dir_all(&own).expect("room");
-        let linux = own.join("linux.img");
-        fs::write(initrd_of(&linux), archive).and_then(|()| fs::copy(kernel, &linux)).expect("room");
-        Some(Self { linux, package })
-    }
-
-    /// The text that each of the lines has printed: on Linux, and here.
-    fn run(&self, lines: &[String]) -> [Vec<String>; 2] {
-        [
-            printed(&self.linux, "console=ttyAMA0 quiet loglevel=1 panic=-1", lines),
-            printed(&built("granule.img"), script::BOOTARGS, lines),
-        ]
-    }
-}
-
-/// An archive with Linux's first process, its shell, and the folders that it wants.
-fn around_the_programs(shell: &[u8]) -> Vec<u8> {
-    let mut archive = Vec::new();
-    let files: [(&str, u32, &[u8]); 5] = [
-        ("dev", 0o040_755, &[]),
-        ("proc", 0o040_755, &[]),
-        ("dev/console", 0o020_600, &[]),
-        ("busybox", 0o100_755, shell),
-        ("init", 0o100_755, INIT.as_bytes()),
-    ];
-    for (number, (name, mode, bytes)) in (0x1000..).zip(files) {
-        let header = newc::Builder::new(name).ino(number).mode(mode).nlink(1).rdev_major(5).rdev_minor(1);
-        let mut entry = header.write(&mut archive, bytes.len() as u32);
-        entry.write_all(bytes).unwrap();
-        entry.finish().unwrap();
-    }
-    newc::trailer(archive).unwrap()
-}
-
-/// The text that each of the lines has printed on the machine that runs `kernel`.
-fn printed(kernel: &Path, bootargs: &str, lines: &[String]) -> Vec<String> {
-    let mut machine = machine::named("default").unwrap();
-    // Programs expect addresses of 48 bits: with FEAT_LPA2 this Linux has 52.
-    machine.cpu.push_str(",lpa2=off");
-    let qemu = Qemu::new(&machine, kernel, Serial::Pipes, Reset::Ends, bootargs, &[]);
-    let mut session = Vec::new();
-    let commands = script::commands(&lines.join("\n"));
-    let wrong = script::run(&qemu, &commands, LIMIT, &mut session).unwrap();
-    let session = String::from_utf8_lossy(&session).replace('\r', "");
-    assert!(wrong.is_empty(), "{}: {wrong:?}\n{session}", kernel.display());
-    let printed: Vec<_> = session.split(PROMPT).skip(1).take(lines.len()).map(str::to_owned).collect();
-    assert_eq!(printed.len(), lines.len(), "{session}");
-    printed
-}
-
 #[test]
 #[ignore = "fetches Debian's newest kernel: ./x test --against-linux"]
 fn programs_print_on_linux_what_they_print_here() {
-    let Some(kernels) = Kernels::new() else { return };
+    let Some(kernels) = Kernels::new(&[]) else { return };
     let lines = PROGRAMS.map(|program| format!("run {program}"));
     let [there, here] = kernels.run(&lines);
     let mut different = String::new();
@@ -224,7 +129,7 @@ fn first_difference([there, here]: &[String; 2]) -> [String; 2] {
 
 /// Compares so many sequences; those that differ in what has a row in the list are counted.
 fn compare(count: u64) {
-    let Some(kernels) = Kernels::new() else { return };
+    let Some(kernels) = Kernels::new(&[]) else { return };
     let first = std::env::var("PROPTEST_RNG_SEED").map_or(1, |seed| seed.parse().expect("a seed")) % (1 << 32);
     let mut counted = BTreeMap::new();
     for begin in (0..count).step_by(2000) {

@@ -10,7 +10,7 @@ use granule_disk::board::{Board, Parts};
 use granule_disk::layout::{self, Existing};
 use granule_host_tests::session::Session;
 use granule_host_tests::{board, built, newest_qemu_or_skip, own_file, ptdump, skip_without_debians_tools};
-use granule_runner::debian::{ARM64, Apt, files, newest_trees, output};
+use granule_runner::debian::{ARM64, Apt, Release, files, newest_trees, output};
 use granule_runner::machine::{self, Machine};
 use granule_runner::qemu::{Qemu, Reset, Serial, initrd_of};
 
@@ -114,7 +114,7 @@ fn file_of(package: &str, path: &str) -> Result<PathBuf, String> {
     let lock = fs::File::create(directory.join("lock")).map_err(|error| error.to_string())?;
     lock.lock().map_err(|error| error.to_string())?;
     if !file.is_file() {
-        let apt = Apt::new(directory.clone(), ARM64)?;
+        let apt = Apt::new(directory.clone(), ARM64, Release::Unstable)?;
         output(apt.command("apt-get").args(["-qq", "update"]))?;
         apt.take(package, &directory.join(package))?;
     }

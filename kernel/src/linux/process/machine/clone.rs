@@ -288,6 +288,9 @@ fn copy_thread(
     new_task.task.clear_at_exit.set(if request.has(CLONE_CHILD_CLEARTID) { request.child_id } else { 0 });
     new_task.task.personality.set(task.personality.get());
     new_task.task.policy.set(task.policy.get());
+    if !request.has(CLONE_VM) {
+        task.rseq.get().inherit(&new_task.task);
+    }
     // Two threads cannot share an alternative stack.
     let shares_stack = request.has(CLONE_VM) && !request.has(CLONE_VFORK);
     new_task.task.stack.set(if shares_stack { SigStack::NONE } else { task.stack.get() });

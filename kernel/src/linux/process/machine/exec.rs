@@ -11,8 +11,8 @@ use core::ops::{Deref, Range};
 use aarch64_cpu::registers::{TPIDR_EL0, Writeable as _};
 use granule_abi::process::{
     AT_BASE, AT_CLKTCK, AT_EGID, AT_ENTRY, AT_EUID, AT_FLAGS, AT_GID, AT_HWCAP, AT_HWCAP2, AT_MINSIGSTKSZ, AT_PAGESZ,
-    AT_PHDR, AT_PHENT, AT_PHNUM, AT_SECURE, AT_UID, HWCAP_ASIMD, HWCAP_ATOMICS, HWCAP_FP, HWCAP2_BTI, HWCAP2_MTE,
-    HWCAP2_MTE3, READ_IMPLIES_EXEC,
+    AT_PHDR, AT_PHENT, AT_PHNUM, AT_RSEQ_ALIGN, AT_RSEQ_FEATURE_SIZE, AT_SECURE, AT_UID, HWCAP_ASIMD, HWCAP_ATOMICS,
+    HWCAP_FP, HWCAP2_BTI, HWCAP2_MTE, HWCAP2_MTE3, READ_IMPLIES_EXEC,
 };
 use granule_abi::{number, signal};
 use granule_arch::addr::{PAGE, PAGE_SIZE, VirtAddr};
@@ -21,6 +21,7 @@ use granule_arch::features::Mte;
 use granule_arch::patched_branch;
 
 use super::exit;
+use super::rseq;
 use super::show;
 use super::state::Handlers;
 use super::task::Task;
@@ -251,7 +252,8 @@ pub fn load(
     map_program(cpu, &space, (&file, &program), base, program.is_guarded && linker.is_none())?;
     map_trampoline(cpu, &space, layout.trampoline())?;
     let linker = linker.map(|path| map_linker(cpu, &space, file.base.clone(), &path)).transpose()?;
-    let stack = finish_stack(&mut strings, path, &program, [base, linker.map_or(0, |linker| linker.base)], bytes, layout)?;
+    let stack =
+        finish_stack(&mut strings, path, &program, [base, linker.map_or(0, |linker| linker.base)], bytes, layout)?;
     trim_stack(cpu, &space, layout.stack_top(), stack, limits).map_err(Errno::from)?;
     if !space.is_within(limits) {
         return Err(Errno::ENOMEM.into());
@@ -327,7 +329,7 @@ fn finish_stack(
 }
 
 /// The auxiliary vector, as far as it does not point into the stack, by the bases of the program and of its linker.
-fn auxiliary(program: &Program, [base, linker]: [u64; 2]) -> [(u64, u64); 16] {
+fn auxiliary(program: &Program, [base, linker]: [u64; 2]) -> [(u64, u64); 18] {
     [
         (AT_HWCAP, hardware_capabilities()),
         (AT_PAGESZ, PAGE),
@@ -344,6 +346,8 @@ fn auxiliary(program: &Program, [base, linker]: [u64; 2]) -> [(u64, u64); 16] {
         (AT_EGID, 0),
         (AT_SECURE, 0),
         (AT_HWCAP2, more_hardware_capabilities()),
+        (AT_RSEQ_FEATURE_SIZE, rseq::KNOWN),
+        (AT_RSEQ_ALIGN, rseq::SIZE),
         (AT_MINSIGSTKSZ, signal::MINSIGSTKSZ),
     ]
 }
@@ -374,6 +378,7 @@ pub fn install(task: &Task, thread: &Thread, loaded: Loaded, files: ExecFiles<Fi
     task.name.set(loaded.name);
     task.stack.set(signal::SigStack::NONE);
     task.personality.set(task.personality.get() & !READ_IMPLIES_EXEC);
+    rseq::Registration::NONE.set(task);
     thread.set_fp_state(None);
     thread.set_tagged_addresses(false);
     thread.set_tag_checks(TagChecks::NONE);

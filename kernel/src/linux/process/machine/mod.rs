@@ -8,6 +8,7 @@
 //! - `charge`, `oom`: what a process has, and the choice of one to end when memory is short
 //! - `send`: signals from one process to others
 //! - `futex`, `robust`: how its threads wait for each other, and what a thread leaves that ends
+//! - `rseq`: sequences of a thread that begin anew when it was interrupted
 //! - `clock`: the clock under its several numbers, and CPU time
 //! - `show`: what the files of `/proc` have of a process
 //! - `control`: the kernel's own use of processes
@@ -22,6 +23,7 @@ mod fault;
 pub mod futex;
 pub mod oom;
 mod robust;
+pub mod rseq;
 pub mod send;
 pub mod show;
 pub mod state;
@@ -41,6 +43,7 @@ static ENTRY: crate::sched::UserEntry = crate::sched::UserEntry {
     exception: fault::exception,
     late_tag_fault: fault::late_tag_fault,
     signal: crate::linux::process::signal::deliver::deliver_signals,
+    moved: rseq::moved,
     resolve: fault::resolve,
     is_killed: fault::is_killed,
     number: fault::number,

@@ -11,6 +11,7 @@ use intrusive_collections::{KeyAdapter, RBTreeLink, UnsafeRef};
 use spin::Once;
 
 use super::clone::Vfork;
+use super::rseq::Registration;
 use super::state::{ProcessState, Visit};
 use super::surroundings::{OfProcess, Surroundings};
 use super::tree::Process;
@@ -60,6 +61,8 @@ pub struct Task {
     pub clear_at_exit: Cell<u64>,
     /// Where its list of robust futexes begins; 0 for none. Set by its own thread.
     pub robust_list: AtomicU64,
+    /// Its memory for restartable sequences.
+    pub rseq: Cell<Registration>,
     /// The call that a signal interrupted.
     pub restart: Cell<Option<Restart>>,
     /// The state for `restart_syscall`.
@@ -166,6 +169,7 @@ impl Task {
             stack: Cell::new(SigStack::NONE),
             clear_at_exit: Cell::new(0),
             robust_list: AtomicU64::new(0),
+            rseq: Cell::new(Registration::NONE),
             restart: Cell::new(None),
             continuation: Cell::new(None),
             place: Cell::new(None),

@@ -14,6 +14,7 @@ use super::frame::{ContextRegisters, Image, Interrupted, Restored, is_on_stack, 
 use super::{Effect, Set, Signal, SignalCause};
 use crate::linux::errno::Errno;
 use crate::linux::process::exit;
+use crate::linux::process::rseq;
 use crate::linux::process::status::ProcessEnd;
 use crate::linux::process::task::{Restart, RestartKind, Task};
 use crate::platform::features::branch;
@@ -101,6 +102,7 @@ fn enter(
     cause: SignalCause,
     action: &SigAction,
 ) -> Result<(), Errno> {
+    rseq::restart(task, frame);
     let blocked = task.blocked();
     let stack = task.stack.get();
     let before = Interrupted {
