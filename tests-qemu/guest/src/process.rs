@@ -374,6 +374,11 @@ fn files_that_refer_to_a_process_answer_as_on_linux(t: &mut Test) {
     succeeds(t, "pidfds");
 }
 
+target_test!(sequences_of_a_thread_begin_anew_as_on_linux, limit(60));
+fn sequences_of_a_thread_begin_anew_as_on_linux(t: &mut Test) {
+    succeeds(t, "rseq");
+}
+
 target_test!(the_top_byte_of_addresses_is_ignored_as_on_linux);
 fn the_top_byte_of_addresses_is_ignored_as_on_linux(t: &mut Test) {
     succeeds(t, "tags");

@@ -105,6 +105,24 @@ pub const MEMBARRIER_CMD_PRIVATE_EXPEDITED_RSEQ: u32 = 1 << 7;
 /// Of that command: those on one CPU.
 pub const MEMBARRIER_CMD_FLAG_CPU: u32 = 1;
 
+/// getrusage: the process.
+pub const RUSAGE_SELF: i32 = 0;
+/// getrusage: its children that have ended.
+pub const RUSAGE_CHILDREN: i32 = -1;
+/// getrusage: the thread.
+pub const RUSAGE_THREAD: i32 = 1;
+
+/// The policy of a thread: none in particular.
+pub const SCHED_OTHER: u32 = 0;
+/// First in, first out.
+pub const SCHED_FIFO: u32 = 1;
+/// In turns.
+pub const SCHED_RR: u32 = 2;
+/// For work that waits for no input.
+pub const SCHED_BATCH: u32 = 3;
+/// The last policy that has a number.
+pub const SCHED_EXT: u32 = 7;
+
 /// rseq: registers no more.
 pub const RSEQ_FLAG_UNREGISTER: u32 = 1;
 /// The [`Rseq::cpu_id`] of a thread that has none registered.

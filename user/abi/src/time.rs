@@ -36,7 +36,8 @@ pub struct Timespec {
     pub nanoseconds: i64,
 }
 
-const NANOSECONDS: u64 = 1_000_000_000;
+/// In a second.
+pub const NANOSECONDS: u64 = 1_000_000_000;
 
 impl Timespec {
     /// This many nanoseconds.

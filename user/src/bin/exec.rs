@@ -1,4 +1,5 @@
-//! execve: argument lists up to Linux's limits, empty ones, and the errors for bad paths and pointers.
+//! execve: argument lists up to Linux's limits, empty ones, the errors for bad paths and pointers, scripts, and programs
+//! that ask for a dynamic linker.
 //!
 //! The program executes itself: an environment of one variable selects the checks of the copy. `exec FILE` executes
 //! another, and exits with the error's number.
@@ -30,6 +31,9 @@ fn run(start: Start) -> u8 {
     if let Some(words) = variable.and_then(|word| word.strip_prefix("WORDS=")) {
         return look_for(&start, words);
     }
+    if variable == Some("LINKS") {
+        return links(&start);
+    }
     if let Some(file) = start.arguments().nth(1) {
         // A zero follows each argument.
         let list = [file.as_ptr(), null()];
@@ -37,7 +41,7 @@ fn run(start: Start) -> u8 {
     }
     let path = start.path();
     parts! { (path)
-        empty_lists long_lists long_strings the_limit bad_pointers paths scripts
+        empty_lists long_lists long_strings the_limit bad_pointers paths scripts linkers
     }
     status("exec")
 }
@@ -295,6 +299,69 @@ fn scripts(path: &CStr) {
     for (path, error) in [(c"/script-loop", ELOOP), (c"/script-missing", ENOENT), (c"/script-nothing", ENOEXEC)] {
         equal(path, execute(path, 0, c"WORDS="), exited(error as u8));
     }
+}
+
+/// Where a program with a dynamic linker lies, and its first instruction, which is never executed.
+const DYNAMIC: u64 = 0x5000_0000;
+const ENTRY: u64 = DYNAMIC + 0x40;
+const FILE_HEADER: usize = 64;
+const PROGRAM_HEADER: usize = 56;
+/// Bytes of the program: the headers, and the path.
+const PROGRAM: usize = 0x200;
+const PATH: usize = FILE_HEADER + 2 * PROGRAM_HEADER;
+
+/// As the dynamic linker of another program: whether it finds that.
+fn links(start: &Start) -> u8 {
+    let found = [AT_BASE, AT_ENTRY, AT_PHDR, AT_PHNUM].map(|key| start.auxiliary(key).unwrap_or(u64::MAX));
+    // This program has addresses of its own.
+    if found == [0, ENTRY, DYNAMIC + FILE_HEADER as u64, 2] { FOUND } else { 1 }
+}
+
+/// Executes a program whose dynamic linker's path is the `bytes` that lie at `offset` of its file.
+fn execute_linked(path: &[u8], offset: usize, bytes: usize) -> u32 {
+    let mut program = [0; PROGRAM];
+    let mut at = 0;
+    let mut put = |bytes: &[u8]| {
+        program[at..][..bytes.len()].copy_from_slice(bytes);
+        at += bytes.len();
+    };
+    put(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
+    put([2_u16, 183, 1, 0].map(u16::to_le_bytes).as_flattened());
+    put([ENTRY, FILE_HEADER as u64, 0].map(u64::to_le_bytes).as_flattened());
+    put([0_u16, 0, FILE_HEADER as u16, PROGRAM_HEADER as u16, 2, 0, 0, 0].map(u16::to_le_bytes).as_flattened());
+    let (load, interpreter) =
+        ([1 | 5 << 32, 0, DYNAMIC, DYNAMIC, PROGRAM as u64], [3, offset as u64, 0, 0, bytes as u64]);
+    for header in [load, interpreter] {
+        put(header.map(u64::to_le_bytes).as_flattened());
+        put([header[4], PAGE].map(u64::to_le_bytes).as_flattened());
+    }
+    put(path);
+    let name = c"/dynamic";
+    let made = call(OPENAT, [HERE, name.as_ptr() as u64, (O_CREAT | O_TRUNC | O_WRONLY).into(), 0o755]);
+    File(made.expect("a file")).write(&program).expect("to write it");
+    execute(name, 0, c"LINKS")
+}
+
+fn linkers(_: &CStr) {
+    let whole = |path: &[u8]| execute_linked(path, PATH, path.len());
+    equal("by its path", whole(b"/exec\0"), exited(FOUND));
+    equal("from here", whole(b"exec\0"), exited(FOUND));
+    equal("a path before the end", whole(b"/exec\0/nosuch\0"), exited(FOUND));
+    equal("one that lies anywhere", whole(b"/pie\0"), exited(0));
+    for (path, error) in [
+        (&b"/nosuch\0"[..], ENOENT),
+        (b"\0\0", ENOENT),
+        (b"/plain\0", EACCES),
+        (b"/plain/file\0", ENOTDIR),
+        (b"/script-blanks\0", ELIBBAD),
+        (b"/exec", ENOEXEC),
+        (b"\0", ENOEXEC),
+    ] {
+        equal(path.escape_ascii(), whole(path), exited(error as u8));
+    }
+    equal("a long path", execute_linked(b"/exec\0", PATH, 4097), exited(ENOEXEC as u8));
+    equal("one behind the file", execute_linked(b"/exec\0", PROGRAM, 16), exited(EIO as u8));
+    equal("one that ends behind it", execute_linked(b"/exec\0", PROGRAM - 8, 16), exited(EIO as u8));
 }
 
 /// Both, one behind the other, with zeros behind them.

@@ -14,14 +14,14 @@ own!(call);
 const END_OF_NUMBERS: u32 = 32768;
 
 /// The checks, each of which can be run alone: `tasks step NUMBER`.
-const STEPS: [(&str, fn()); 18] = parts! { named
+const STEPS: [(&str, fn()); 20] = parts! { named
     flags_of_clone_are_linuxs numbers_are_stored_where_the_parent_sees_them a_word_is_cleared_only_for_others
     a_sibling_has_the_same_parent a_thread_may_be_waited_for_like_a_vfork sharing_a_space_is_sharing_its_heap
     handlers_may_be_shared each_thread_has_a_name the_last_thread_to_exit_sets_the_code
     the_oldest_child_is_collected_first a_vfork_parent_can_be_killed a_fatal_signal_waits_for_no_thread
     a_signal_goes_to_another_when_its_thread_blocks_it a_signal_goes_to_another_when_its_thread_exits
     numbers_are_looked_up_before_signals actions_are_set_as_on_linux numbers_are_stored_where_the_child_sees_them
-    a_signal_has_its_sender_and_the_status_of_an_end
+    a_signal_has_its_sender_and_the_status_of_an_end usage_is_answered policies_are_answered
 };
 
 fn run(start: Start) -> u8 {
@@ -51,6 +51,60 @@ fn flags_of_clone_are_linuxs() {
             clone_with(CHILD | flags, [0; 2], || 0).unwrap_or_else(|error| panic!("flags {flags:#x}: {error:?}"));
         assert_eq!(process::wait(child), exited(0));
     }
+}
+
+fn usage_is_answered() {
+    let mut words = [u64::MAX; 18];
+    let to = words.as_mut_ptr() as u64;
+    assert_eq!(call(GETRUSAGE, [2, to]), Err(EINVAL));
+    assert_eq!(call(GETRUSAGE, [0, NOWHERE]), Err(EFAULT));
+    for of in [RUSAGE_SELF, RUSAGE_THREAD, RUSAGE_CHILDREN] {
+        assert_eq!(call(GETRUSAGE, [of as u64, to]), Ok(0));
+        // SAFETY: it is this function's, and the call has stored it.
+        let [_, microseconds, ..] = unsafe { core::ptr::read_volatile(&raw const words) };
+        assert!(microseconds < 1_000_000, "{microseconds}");
+    }
+    assert_eq!(call(SYSINFO, [NOWHERE]), Err(EFAULT));
+    assert_eq!(call(SYSINFO, [to]), Ok(0));
+    // SAFETY: as above.
+    let info = unsafe { core::ptr::read_volatile(&raw const words) };
+    let (total, free, unit) = (info[4], info[5], info[13] as u32);
+    assert!(free > 0 && total > free && unit == 1 && info[10] & 0xffff != 0, "{info:?}");
+    assert_eq!(info[14..], [0; 4], "the words behind are those of before");
+    assert!(call(TIMES, [to]).expect("a time") <= call(TIMES, [0]).expect("a later one"));
+    assert_eq!(call(TIMES, [NOWHERE]), Err(EFAULT));
+    assert_eq!([call(GETTIMEOFDAY, [0, 0]), call(GETTIMEOFDAY, [to, to + 16])], [Ok(0); 2]);
+    assert_eq!(call(GETTIMEOFDAY, [NOWHERE, 0]), Err(EFAULT));
+    assert_eq!([call(GETGROUPS, [0, 0]), call(GETGROUPS, [u64::MAX, 0])], [Ok(0), Err(EINVAL)]);
+    let file = own_file();
+    for (length, advice, wanted) in [(0, 0, Ok(0)), (PAGE, 5, Ok(0)), (0, 6, Err(EINVAL)), (u64::MAX, 0, Err(EINVAL))] {
+        assert_eq!(call(FADVISE64, [file, 0, length, advice]), wanted, "{length} {advice}");
+    }
+    assert_eq!(call(CLOSE, [file]), Ok(0));
+    assert_eq!(call(FADVISE64, [file, 0, 0, 0]), Err(EBADF));
+}
+
+/// A memory file.
+fn own_file() -> u64 {
+    call(MEMFD_CREATE, [c"file".as_ptr() as u64, 0]).expect("a file")
+}
+
+fn policies_are_answered() {
+    const NONE: u64 = END_OF_NUMBERS as u64;
+    let mut words = [u64::MAX; 2];
+    let to = words.as_mut_ptr() as u64;
+    for (thread, wanted) in
+        [(0, Ok(0)), (process::thread_id().into(), Ok(0)), (NONE, Err(ESRCH)), (u64::MAX, Err(EINVAL))]
+    {
+        assert_eq!(call(SCHED_GETSCHEDULER, [thread]), wanted);
+        assert_eq!(call(SCHED_GETPARAM, [thread, to]), wanted);
+        assert_eq!(call(SCHED_RR_GET_INTERVAL, [thread, to]), wanted);
+    }
+    assert_eq!(call(SCHED_GETPARAM, [0, 0]), Err(EINVAL));
+    assert_eq!(call(SCHED_GETPARAM, [0, NOWHERE]), Err(EFAULT));
+    let of = |number| [0, 1, 2, 3, 4, 5, 6, 7, 8].map(|policy| call(number, [policy]).ok());
+    let all = |fifo| [Some(0), Some(fifo), Some(fifo), Some(0), None, Some(0), Some(0), Some(0), None];
+    assert_eq!([of(SCHED_GET_PRIORITY_MAX), of(SCHED_GET_PRIORITY_MIN)], [all(99), all(1)]);
 }
 
 fn numbers_are_stored_where_the_parent_sees_them() {

@@ -17,7 +17,7 @@ use granule_runner::serial::Limit;
 use super::{SESSION_LIMIT, files};
 
 /// Programs of target tests, as they run at the monitor.
-const PROGRAMS: [&str; 36] = [
+const PROGRAMS: [&str; 37] = [
     "run accounts",
     "run scan",
     "run names",
@@ -30,6 +30,7 @@ const PROGRAMS: [&str; 36] = [
     "run tags",
     "run lifecycle",
     "run pidfds",
+    "run rseq",
     "run lifecycle rounds 10",
     "run threads",
     "run signals",

@@ -21,6 +21,7 @@ mod signal;
 mod streams;
 mod system;
 mod time;
+mod usage;
 mod userfault;
 
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -185,6 +186,17 @@ static TABLE: [SyscallEntry; number::END] = {
     table[number::GETGID] = entry!(process::root);
     table[number::GETEGID] = entry!(process::root);
     table[number::PRCTL] = entry!(process::prctl);
+    table[number::SCHED_GETSCHEDULER] = entry!(usage::sched_getscheduler);
+    table[number::SCHED_GETPARAM] = entry!(usage::sched_getparam);
+    table[number::SCHED_RR_GET_INTERVAL] = entry!(usage::sched_rr_get_interval);
+    table[number::SCHED_GET_PRIORITY_MAX] = entry!(usage::sched_get_priority_max);
+    table[number::SCHED_GET_PRIORITY_MIN] = entry!(usage::sched_get_priority_min);
+    table[number::GETTIMEOFDAY] = entry!(usage::gettimeofday);
+    table[number::TIMES] = entry!(usage::times);
+    table[number::GETRUSAGE] = entry!(usage::getrusage);
+    table[number::SYSINFO] = entry!(usage::sysinfo);
+    table[number::GETGROUPS] = entry!(usage::getgroups);
+    table[number::FADVISE64] = entry!(usage::fadvise64);
     table[number::NANOSLEEP] = entry!(time::nanosleep);
     table[number::CLOCK_GETTIME] = entry!(time::clock_gettime);
     table[number::CLOCK_GETRES] = entry!(time::clock_getres);

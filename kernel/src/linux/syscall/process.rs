@@ -114,7 +114,7 @@ pub(super) fn rseq(call: &mut Syscall<'_>) -> Answer {
 }
 
 /// Calls `look` with the thread that the first argument is the number of; 0 for the caller's own.
-fn with_thread<T>(call: &Syscall<'_>, look: impl Fn(&Task) -> T) -> Result<T, Errno> {
+pub(super) fn with_thread<T>(call: &Syscall<'_>, look: impl Fn(&Task) -> T) -> Result<T, Errno> {
     match call.argument::<0>() as i32 {
         0 => Ok(look(call.task)),
         id => {

@@ -11,7 +11,7 @@ mod timeout;
 pub(crate) use fp::first_use as first_use_of_fp;
 pub(super) use queue::running;
 pub(crate) use queue::{PerCpu, give_way};
-pub use queue::{park, relax, report_move, yield_now};
+pub use queue::{SLICE, park, relax, report_move, yield_now};
 pub use start::{Stacks, Surroundings, idle, init, init_cpu, trim};
 pub use switch::{asid_generation, exit, set_space};
 pub(crate) use tag_check::{collect_tag_faults, deliver_with_checks};

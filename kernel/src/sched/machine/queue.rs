@@ -34,7 +34,7 @@ use crate::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, fence};
 use crate::sync::{IrqLock, rank};
 
 /// How long a thread runs at EL0 while another waits.
-const SLICE: Duration = Duration::from_millis(10);
+pub const SLICE: Duration = Duration::from_millis(10);
 /// Woken threads that may go past one that is ready.
 const WOKEN_IN_A_ROW: u32 = 16;
 /// Stacks of ended threads that a CPU keeps for new ones.

@@ -13,7 +13,7 @@ use granule_runner::differences::{DIFFERENCES, Difference};
 use super::kernels::Kernels;
 
 /// Programs that compare each answer with Linux's, or whose end tells that all was as they expect.
-const PROGRAMS: [&str; 27] = [
+const PROGRAMS: [&str; 28] = [
     "accounts",
     "advice race",
     "bti exec",
@@ -35,6 +35,7 @@ const PROGRAMS: [&str; 27] = [
     "refusals",
     "remap",
     "remap race",
+    "rseq",
     "scan",
     "signals",
     "stress 1 4",

@@ -34,7 +34,7 @@ use crate::linux::file::open::FileRef;
 use crate::linux::file::table::ExecFiles;
 use crate::linux::file::tree::NodeKind;
 use crate::linux::file::walk::{Follow, Found, Place};
-use crate::linux::process::elf::{ElfSegment, Program, ProgramFile};
+use crate::linux::process::elf::{ElfSegment, Position, Program, ProgramFile};
 use crate::linux::process::layout::{Layout, PROGRAM_LIMIT, STACK_SIZE};
 use crate::linux::process::script::{self, Interpreter};
 use crate::linux::process::signal::Actions;
@@ -293,10 +293,15 @@ fn map_linker(cpu: &Cpu, space: &SpaceRef, base: Option<FilePlace>, path: &[u8])
     })?;
     let program = Program::parse(&file, PROGRAM_LIMIT).map_err(ExecError::Linker)?;
     let bytes = program.end() - program.start();
-    // There is no other thread: the room that it finds stays free.
-    let room = map(cpu, space, Placement::Hint(VirtAddr(0)), bytes, Protection::NONE).map_err(Errno::from)?;
-    space.munmap(cpu, room, bytes).map_err(Errno::from)?;
-    let base = room.0.wrapping_sub(program.start());
+    let base = match program.position {
+        Position::Fixed => 0,
+        Position::Anywhere => {
+            // There is no other thread: the room that it finds stays free.
+            let room = map(cpu, space, Placement::Hint(VirtAddr(0)), bytes, Protection::NONE).map_err(Errno::from)?;
+            space.munmap(cpu, room, bytes).map_err(Errno::from)?;
+            room.0.wrapping_sub(program.start())
+        }
+    };
     map_program(cpu, space, (&file, &program), base, program.is_guarded)?;
     Ok(Linker { base, entry: program.entry.wrapping_add(base), writes_code: program.writes_code() })
 }
