@@ -350,10 +350,11 @@ fn linkers(_: &CStr) {
     equal("one that lies anywhere", whole(b"/pie\0"), exited(0));
     for (path, error) in [
         (&b"/nosuch\0"[..], ENOENT),
-        (b"\0\0", ENOENT),
+        (b"\0\0", EACCES),
         (b"/plain\0", EACCES),
         (b"/plain/file\0", ENOTDIR),
-        (b"/script-blanks\0", ELIBBAD),
+        (b"/script-cut\0", ELIBBAD),
+        (b"/script-nothing\0", EIO),
         (b"/exec", ENOEXEC),
         (b"\0", ENOEXEC),
     ] {

@@ -288,7 +288,9 @@ const ADVICE: [[u64; 5]; 4] = [
     [MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, 16, 17, 1 << 32],
 ];
 /// Calls that get anything.
-const OTHERS: [[usize; 4]; 4] = [
+const OTHERS: [[usize; 4]; 6] = [
+    [RSEQ, GETRUSAGE, SYSINFO, TIMES],
+    [SCHED_GETPARAM, SCHED_RR_GET_INTERVAL, FADVISE64, GETTIMEOFDAY],
     [CLOCK_GETTIME, CLOCK_GETRES, UNAME, GETCPU],
     [SIGALTSTACK, RT_SIGPENDING, SET_TID_ADDRESS, SCHED_YIELD],
     [PRCTL, IOCTL, CLOSE, CLOSE],
@@ -444,7 +446,7 @@ impl Random {
             82 => (arguments, self.of(&[0, 1, 2, 1 << 20, usize::MAX, 1 << 32])),
             _ => {
                 let first = if self.below(2) == 0 { self.number() } else { self.pointer() };
-                (set(&[first]), self.of(&OTHERS.as_flattened()[..11]))
+                (set(&[first]), self.of(&OTHERS.as_flattened()[..19]))
             }
         }
     }

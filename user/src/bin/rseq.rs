@@ -225,6 +225,10 @@ fn bad_sequences_kill() {
     equal("an abort in the kernel", of(|| (RseqCs { abort_ip: KERNEL, ..sequence() }, 0)), segv);
     equal("an abort at 0", of(|| (RseqCs { abort_ip: 0, ..sequence() }, 0)), segv);
     equal("a sequence nowhere", of(|| (sequence(), NOWHERE)), segv);
+    for (flags, handled) in [(0, 1), (SA_NODEFER, 0), (SA_NODEFER | SA_ONSTACK, 0)] {
+        let end = refused_with_handler(flags);
+        equal(("how often a handler of it is entered", flags), end, (segv, handled));
+    }
     equal(
         "memory that is gone",
         process::run(|| -> u8 {
@@ -238,6 +242,34 @@ fn bad_sequences_kill() {
         }),
         segv,
     );
+}
+
+/// How a child ends that cannot enter a handler, and how often it has entered that of SIGSEGV.
+fn refused_with_handler(flags: u64) -> (u32, u32) {
+    static ENTERED: AtomicU64 = AtomicU64::new(0);
+    extern "C" fn enter(_: u32, _: &SigInfo, _: &mut UContext) {
+        // SAFETY: the page that its parent has stored there.
+        let entered = unsafe { &*(ENTERED.load(Ordering::Relaxed) as *const AtomicU32) };
+        entered.fetch_add(1, Ordering::Relaxed);
+    }
+    let entered = memory::shared::<AtomicU32>();
+    ENTERED.store(entered.as_ptr() as u64, Ordering::Relaxed);
+    let end = process::run(|| {
+        let memory = Memory::new();
+        let stack = memory::map(64 << 10, RW).expect("a stack");
+        let stack = SigStack { base: stack + (32 << 10), flags: 0, padding: 0, size: 16 << 10 };
+        // SAFETY: fresh memory, and a handler that touches a page of its own.
+        unsafe {
+            signal::set_stack(&stack).expect("a stack");
+            handle(SIGSEGV, enter, flags, 0).expect("an action");
+        }
+        count_signals();
+        assert_eq!(memory.register(), OK);
+        // SAFETY: as in `bad_sequences_kill`.
+        memory.go(unsafe { &*(NOWHERE as *const RseqCs) }, &AtomicU32::new(0), TO_ITSELF, itself());
+        0
+    });
+    (end, entered.load(Ordering::Relaxed))
 }
 
 /// More threads than there are CPUs load for ever, until each has been interrupted.

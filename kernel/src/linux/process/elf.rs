@@ -33,7 +33,8 @@ const LONGEST_NOTE: u64 = 1024;
 /// Bytes of the longest path, with its final zero (Linux's `PATH_MAX`).
 const PATH_MAX: u64 = 4096;
 const IDENT: usize = 16;
-const FILE_HEADER: usize = 64;
+/// Bytes of a file's header.
+pub const FILE_HEADER: u64 = 64;
 
 /// Why a file is no program that runs here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
@@ -182,8 +183,6 @@ pub struct Program {
     pub header_count: u16,
     /// Whether its stack is to be executable (PT_GNU_STACK).
     pub executable_stack: bool,
-    /// Whether all its code was made for [guarded](granule_arch::descriptor::Protection::GUARDED) pages (PT_GNU_PROPERTY).
-    pub is_guarded: bool,
 }
 
 impl Program {
@@ -193,7 +192,7 @@ impl Program {
     /// The file's first defect.
     #[inline(never)]
     pub fn parse<F: ProgramFile + ?Sized>(file: &F, limit: u64) -> Result<Self, ProgramError> {
-        let mut bytes = [0; FILE_HEADER];
+        let mut bytes = [0; FILE_HEADER as usize];
         file.read(0, &mut bytes).ok_or(ProgramError::NotElf)?;
         let (ident, tail) = bytes.split_at_checked(IDENT).ok_or(ProgramError::NotElf)?;
         if !ident.starts_with(b"\x7fELF") {
@@ -225,7 +224,6 @@ impl Program {
             headers: 0,
             header_count: header.e_phnum,
             executable_stack: false,
-            is_guarded: false,
         };
         for index in 0..program.table().len() {
             relax();
@@ -233,9 +231,17 @@ impl Program {
             program.add(&header)?;
         }
         program.check()?;
-        program.is_guarded = program.properties.map_or(Ok(false), |header| accepts_guards(&header, file))?;
         program.headers = program.loaded_at(header.e_phoff).unwrap_or(0);
         Ok(program)
+    }
+
+    /// Whether all its code was made for [guarded](granule_arch::descriptor::Protection::GUARDED) pages (PT_GNU_PROPERTY). A
+    /// program with a dynamic linker is not asked: the linker guards it.
+    ///
+    /// # Errors
+    /// [`ProgramError::BadPropertyNote`], [`ProgramError::CutOffPropertyNote`]. No memory.
+    pub fn accepts_guards<F: ProgramFile + ?Sized>(&self, file: &F) -> Result<bool, ProgramError> {
+        self.properties.map_or(Ok(false), |header| accepts_guards(&header, file))
     }
 
     /// The segments to load, by address; at least one.
@@ -329,7 +335,7 @@ impl Program {
         let dynamic = self.table().iter().any(|header| header.p_type == PT_DYNAMIC);
         let code = |segment: &ElfSegment| segment.access.execute;
         let inside = |segment: ElfSegment| (segment.address..segment.address + segment.size).contains(&self.entry);
-        match self.segments().filter(code).any(inside) {
+        match self.linker.is_some() || self.segments().filter(code).any(inside) {
             true => Ok(()),
             false if dynamic && self.position == Position::Anywhere && self.entry == 0 => Err(ProgramError::Library),
             false => Err(ProgramError::BadEntry(self.entry)),

@@ -219,15 +219,6 @@ pub(super) fn interrupt(thread: &Thread) {
     }
 }
 
-/// Has the thread that an interrupt of this CPU came to [move](Thread::set_reports_moves), if it asked for that.
-pub fn report_move(cpu: &Cpu) {
-    // SAFETY: null before there are threads; what runs is not freed.
-    let thread = unsafe { cpu.sched().current.load(Ordering::Relaxed).as_ref() };
-    if let Some(thread) = thread.filter(|thread| thread.reports_moves.load(Ordering::Relaxed)) {
-        thread.raise_own(Work::MOVED);
-    }
-}
-
 /// Interrupts an idle CPU: there is a thread to steal.
 fn wake_idle(cpu: &Cpu) {
     fence(Ordering::SeqCst);

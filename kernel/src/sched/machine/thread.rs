@@ -483,6 +483,15 @@ pub(crate) fn runs_program(cpu: &Cpu) -> bool {
     working(cpu).is_some_and(|thread| !thread.task.load(Ordering::Relaxed).is_null())
 }
 
+/// Has the thread that an interrupt of this CPU came to [move](Thread::set_reports_moves), if it asked for that.
+pub fn report_move(cpu: &Cpu) {
+    // SAFETY: null before there are threads; what runs is not freed.
+    let thread = unsafe { cpu.sched().current.load(Ordering::Relaxed).as_ref() };
+    if let Some(thread) = thread.filter(|thread| thread.reports_moves.load(Ordering::Relaxed)) {
+        thread.raise_own(Work::MOVED);
+    }
+}
+
 /// Whether the running thread has a signal to deliver.
 pub(crate) fn is_interrupted() -> bool {
     current().has(Work::SIGNAL)

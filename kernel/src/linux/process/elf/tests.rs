@@ -234,7 +234,7 @@ fn with_properties(note: &[u8], bytes: u64) -> Result<bool, ProgramError> {
     let headers = [HEADERS[0], HEADERS[1], (0x6474_e553, 4, AT as u64, 0x40_2000, bytes, bytes)];
     let mut file = elf(&headers);
     file[AT..AT + note.len()].copy_from_slice(note);
-    Program::parse(&file, LIMIT).map(|program| program.is_guarded)
+    Program::parse(&file, LIMIT).and_then(|program| program.accepts_guards(&file))
 }
 
 /// A note of properties: numbers, and the bytes of each.
@@ -290,6 +290,10 @@ fn properties_are_read_as_linux_reads_them() {
         let headers = [HEADERS[0], HEADERS[1], (0x6474_e553, 4, 0x3000, 0x40_2000, 64, 64)];
         let mut file = elf(&headers);
         file.extend_from_slice(&whole[..end]);
-        assert_eq!(Program::parse(&file, LIMIT).map(|program| program.is_guarded), expected, "{end} bytes");
+        assert_eq!(
+            Program::parse(&file, LIMIT).and_then(|program| program.accepts_guards(&file)),
+            expected,
+            "{end} bytes"
+        );
     }
 }

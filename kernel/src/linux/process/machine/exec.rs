@@ -34,7 +34,7 @@ use crate::linux::file::open::FileRef;
 use crate::linux::file::table::ExecFiles;
 use crate::linux::file::tree::NodeKind;
 use crate::linux::file::walk::{Follow, Found, Place};
-use crate::linux::process::elf::{ElfSegment, Position, Program, ProgramFile};
+use crate::linux::process::elf::{ElfSegment, FILE_HEADER, Position, Program, ProgramFile};
 use crate::linux::process::layout::{Layout, PROGRAM_LIMIT, STACK_SIZE};
 use crate::linux::process::script::{self, Interpreter};
 use crate::linux::process::signal::Actions;
@@ -248,8 +248,8 @@ pub fn load(
     let (program, file) = (program?, file?);
     let base = program.base(layout.program(), PROGRAM_LIMIT)?;
     let linker = program.linker(&file)?;
-    // A dynamic linker guards the code of the program itself.
-    map_program(cpu, &space, (&file, &program), base, program.is_guarded && linker.is_none())?;
+    let is_guarded = linker.is_none() && program.accepts_guards(&file)?;
+    map_program(cpu, &space, (&file, &program), base, is_guarded)?;
     map_trampoline(cpu, &space, layout.trampoline())?;
     let linker = linker.map(|path| map_linker(cpu, &space, file.base.clone(), &path)).transpose()?;
     let stack =
@@ -287,10 +287,17 @@ struct Linker {
 /// Maps the dynamic linker at a path from `base` on, or the root: among the mappings, as on Linux.
 #[inline(never)]
 fn map_linker(cpu: &Cpu, space: &SpaceRef, base: Option<FilePlace>, path: &[u8]) -> Result<Linker, ExecError> {
+    // As on Linux, for no path and for a file that is shorter than a header.
+    if path.is_empty() {
+        return Err(ExecError::LinkerPath(PathError::NotExecutable));
+    }
     let file = open(base, path).map_err(|error| match error {
         ExecError::Path(error) => ExecError::LinkerPath(error),
         error => error,
     })?;
+    if file.size() < FILE_HEADER {
+        return Err(Errno::EIO.into());
+    }
     let program = Program::parse(&file, PROGRAM_LIMIT).map_err(ExecError::Linker)?;
     let bytes = program.end() - program.start();
     let base = match program.position {
@@ -302,7 +309,8 @@ fn map_linker(cpu: &Cpu, space: &SpaceRef, base: Option<FilePlace>, path: &[u8])
             room.0.wrapping_sub(program.start())
         }
     };
-    map_program(cpu, space, (&file, &program), base, program.is_guarded)?;
+    let is_guarded = program.accepts_guards(&file).map_err(ExecError::Linker)?;
+    map_program(cpu, space, (&file, &program), base, is_guarded)?;
     Ok(Linker { base, entry: program.entry.wrapping_add(base), writes_code: program.writes_code() })
 }
 

@@ -102,7 +102,7 @@ fn enter(
     cause: SignalCause,
     action: &SigAction,
 ) -> Result<(), Errno> {
-    rseq::restart(task, frame);
+    rseq::restart(task, frame, Some(signal));
     let blocked = task.blocked();
     let stack = task.stack.get();
     let before = Interrupted {
