@@ -36,7 +36,7 @@ calls! {
     NEWFSTATAT __NR_newfstatat, SET_ROBUST_LIST __NR_set_robust_list, GET_ROBUST_LIST __NR_get_robust_list,
     SCHED_GETAFFINITY __NR_sched_getaffinity, PROCESS_VM_READV __NR_process_vm_readv,
     PROCESS_VM_WRITEV __NR_process_vm_writev,
-    DUP __NR_dup, DUP3 __NR_dup3, FCNTL __NR_fcntl, OPENAT __NR_openat, LSEEK __NR_lseek, PREAD64 __NR_pread64,
+    FLOCK __NR_flock, DUP __NR_dup, DUP3 __NR_dup3, FCNTL __NR_fcntl, OPENAT __NR_openat, LSEEK __NR_lseek, PREAD64 __NR_pread64,
     PWRITE64 __NR_pwrite64, FSTAT __NR_fstat,
     IOCTL __NR_ioctl, CLOSE __NR_close, READ __NR_read, WRITE __NR_write, READV __NR_readv,
     WRITEV __NR_writev, PERSONALITY __NR_personality, EXIT __NR_exit, EXIT_GROUP __NR_exit_group, SET_TID_ADDRESS __NR_set_tid_address,
@@ -69,6 +69,7 @@ errors! {
     EPERM ENOENT ESRCH EINTR EIO E2BIG ENOEXEC EBADF ECHILD EAGAIN ENOMEM EACCES EFAULT EBUSY EEXIST ENODEV ENOTDIR EINVAL
     EXDEV ENOSPC ENOTEMPTY
     EISDIR EMFILE ENXIO EROFS ELOOP ENOTTY ESPIPE EPIPE ERANGE ENOPKG EOVERFLOW ENAMETOOLONG ENOSYS ELIBBAD ETIMEDOUT EFBIG EHWPOISON
+    EDEADLK ENOLCK EISDIR EMFILE ENXIO EROFS ELOOP ENOTTY ESPIPE EPIPE ERANGE ENOPKG EOVERFLOW ENAMETOOLONG ENOSYS ETIMEDOUT EFBIG EHWPOISON
 }
 
 same! { memory, general:
@@ -84,7 +85,8 @@ same! { file, general:
     O_NOFOLLOW O_DIRECT O_LARGEFILE O_NOATIME O_CLOEXEC O_PATH O_TMPFILE AT_FDCWD F_DUPFD F_GETFD F_SETFD F_GETFL F_SETFL
     F_DUPFD_CLOEXEC FD_CLOEXEC O_SYNC SEEK_SET SEEK_CUR SEEK_END SEEK_DATA SEEK_HOLE S_IFMT S_IFREG S_IFDIR S_IFLNK S_IFCHR
     F_ADD_SEALS F_GET_SEALS F_SEAL_SEAL F_SEAL_SHRINK F_SEAL_GROW F_SEAL_WRITE F_SEAL_FUTURE_WRITE F_SEAL_EXEC MFD_CLOEXEC
-    MFD_ALLOW_SEALING MFD_HUGETLB MFD_NOEXEC_SEAL MFD_EXEC FALLOC_FL_KEEP_SIZE FALLOC_FL_PUNCH_HOLE F_SETPIPE_SZ F_GETPIPE_SZ EFD_SEMAPHORE EFD_CLOEXEC EFD_NONBLOCK
+    MFD_ALLOW_SEALING MFD_HUGETLB MFD_NOEXEC_SEAL MFD_EXEC FALLOC_FL_KEEP_SIZE FALLOC_FL_PUNCH_HOLE F_SETPIPE_SZ F_GETPIPE_SZ F_GETLK F_SETLK F_SETLKW F_OFD_GETLK
+    F_OFD_SETLK F_OFD_SETLKW F_RDLCK F_WRLCK F_UNLCK LOCK_SH LOCK_EX LOCK_NB LOCK_UN LOCK_MAND EFD_SEMAPHORE EFD_CLOEXEC EFD_NONBLOCK
     POLLIN POLLPRI POLLOUT POLLERR POLLHUP POLLNVAL POLLRDNORM POLLWRNORM S_IFIFO PIPE_BUF
     AT_SYMLINK_NOFOLLOW AT_EMPTY_PATH AT_REMOVEDIR AT_EACCESS AT_SYMLINK_FOLLOW AT_NO_AUTOMOUNT AT_STATX_SYNC_TYPE
     RENAME_NOREPLACE RENAME_EXCHANGE STATX_BASIC_STATS UTIME_NOW UTIME_OMIT PROC_SUPER_MAGIC TMPFS_MAGIC
@@ -162,6 +164,8 @@ const _: () = {
     assert!(size_of::<file::Stat>() == size_of::<general::stat>());
     assert!(offset_of!(file::Stat, st_size) == offset_of!(general::stat, st_size));
     assert!(offset_of!(file::Stat, st_ctime_nsec) == offset_of!(general::stat, st_ctime_nsec));
+    assert!(size_of::<file::Flock>() == size_of::<general::flock>());
+    assert!(offset_of!(file::Flock, l_pid) == offset_of!(general::flock, l_pid));
     assert!(size_of::<file::PollFd>() == size_of::<general::pollfd>());
     assert!(offset_of!(file::PollFd, revents) == offset_of!(general::pollfd, revents));
     assert!(size_of::<process::RobustListHead>() == size_of::<general::robust_list_head>());

@@ -111,40 +111,42 @@ pub const BINDING: Sleeping = Sleeping::at(4);
 pub const OPEN_FILES: Sleeping = Sleeping::at(5);
 /// The table of files that processes share, under that of one of them, which refers to it.
 pub const SHARED_FILES: Sleeping = Sleeping::at(6);
+/// The locks of files. A lock is set under its table of descriptors.
+pub const LOCKS: Sleeping = Sleeping::at(7);
 /// The names of files.
-pub const NAMES: Sleeping = Sleeping::at(7);
+pub const NAMES: Sleeping = Sleeping::at(8);
 /// The end of a program's heap. Held while the areas change with it, and while a fork copies both.
-pub const PROGRAM_HEAP: Sleeping = Sleeping::at(8);
+pub const PROGRAM_HEAP: Sleeping = Sleeping::at(9);
 /// A block of tag storage that is emptied. One at a time; its pages migrate.
-pub const TAG_BLOCK: Sleeping = Sleeping::at(9);
+pub const TAG_BLOCK: Sleeping = Sleeping::at(10);
 /// The page that migrates. One at a time. A fault waits for it when it has released its areas; `fork` and `mremap`
 /// wait for it and then lock the areas.
-pub const MIGRATION: Sleeping = Sleeping::at(10);
+pub const MIGRATION: Sleeping = Sleeping::at(11);
 /// The spaces of some families. A migration locks the areas of one space at a time under it.
-pub const SPACES: Sleeping = Sleeping::at(11);
+pub const SPACES: Sleeping = Sleeping::at(12);
 /// A part of the areas of a space. Read: faults, advice, looks, fills of userfaultfd and its protection. Write:
 /// whatever adds, cuts or takes areas, registers them, or unlinks their tables. Objects are created and dropped under
 /// it.
-pub const AREAS: Sleeping = Sleeping::at(12);
+pub const AREAS: Sleeping = Sleeping::at(13);
 /// A second part under the first: that above it in the same space, or one of the space that a fork creates.
-pub const AREAS_BESIDE: Sleeping = Sleeping::at(13);
+pub const AREAS_BESIDE: Sleeping = Sleeping::at(14);
 /// The subscribers of a space's notifiers, while one joins or leaves.
-pub const CHAIN: Sleeping = Sleeping::at(14);
+pub const CHAIN: Sleeping = Sleeping::at(15);
 /// The userfaultfds that the areas of a space are registered with.
-pub const USERFAULTFDS: Sleeping = Sleeping::at(15);
+pub const USERFAULTFDS: Sleeping = Sleeping::at(16);
 /// The objects of some families. A migration locks an object under it.
-pub const OBJECTS: Sleeping = Sleeping::at(16);
+pub const OBJECTS: Sleeping = Sleeping::at(17);
 /// How far the pages of files have been searched for some to free.
-pub const RECLAIM: Sleeping = Sleeping::at(17);
+pub const RECLAIM: Sleeping = Sleeping::at(18);
 /// The objects with pages of files. A reclaim locks an object under it.
-pub const RECLAIM_FILES: Sleeping = Sleeping::at(18);
+pub const RECLAIM_FILES: Sleeping = Sleeping::at(19);
 /// The size and the seals of an object. Read: a copy of its contents, a seek. Write: every frame that is taken away or
 /// moves.
 /// A fault takes the areas' lock and a table's, and none of an object.
-pub const OBJECT: Sleeping = Sleeping::at(19);
+pub const OBJECT: Sleeping = Sleeping::at(20);
 /// The areas that map an object. Read: a walk by the reverse map, which locks tables and no areas. Write: areas join
 /// and leave.
-pub const MAPPERS: Sleeping = Sleeping::at(20);
+pub const MAPPERS: Sleeping = Sleeping::at(21);
 
 // Spinning locks.
 

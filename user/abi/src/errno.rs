@@ -63,7 +63,9 @@ errnos! {
     EROFS = 30, "read-only file system";
     EPIPE = 32, "no reader of the pipe";
     ERANGE = 34, "out of range";
+    EDEADLK = 35, "each would wait for the other";
     ENAMETOOLONG = 36, "name too long";
+    ENOLCK = 37, "no room for a lock";
     ENOSYS = 38, "no such system call";
     ENOTEMPTY = 39, "directory not empty";
     ELOOP = 40, "too many symbolic links";

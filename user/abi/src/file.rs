@@ -93,6 +93,51 @@ pub const F_SETFD: u32 = 2;
 pub const F_GETFL: u32 = 3;
 /// fcntl: sets those that may change.
 pub const F_SETFL: u32 = 4;
+/// fcntl: a lock of another owner in the way of one of the process.
+pub const F_GETLK: u32 = 5;
+/// fcntl: sets a lock of the process, if none is in its way.
+pub const F_SETLK: u32 = 6;
+/// fcntl: waits until it can be set.
+pub const F_SETLKW: u32 = 7;
+/// fcntl: as [`F_GETLK`], for the open file.
+pub const F_OFD_GETLK: u32 = 36;
+/// fcntl: as [`F_SETLK`], for the open file.
+pub const F_OFD_SETLK: u32 = 37;
+/// fcntl: as [`F_SETLKW`], for the open file.
+pub const F_OFD_SETLKW: u32 = 38;
+/// A lock that owners may have together.
+pub const F_RDLCK: u16 = 0;
+/// A lock that one owner has alone.
+pub const F_WRLCK: u16 = 1;
+/// No lock.
+pub const F_UNLCK: u16 = 2;
+/// flock: the open file has a lock together with others.
+pub const LOCK_SH: u32 = 1;
+/// flock: it has one alone.
+pub const LOCK_EX: u32 = 2;
+/// flock: without waiting.
+pub const LOCK_NB: u32 = 4;
+/// flock: it has none.
+pub const LOCK_UN: u32 = 8;
+/// flock: for other systems. Such a call does nothing.
+pub const LOCK_MAND: u32 = 32;
+
+/// A lock of bytes of a file: `struct flock`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Flock {
+    /// [`F_RDLCK`], [`F_WRLCK`] or [`F_UNLCK`].
+    pub l_type: u16,
+    /// The place from which the start counts.
+    pub l_whence: u16,
+    /// The first byte.
+    pub l_start: i64,
+    /// How many bytes: 0 for all, and fewer than 0 for those before the start.
+    pub l_len: i64,
+    /// The process that has the lock; -1 for an open file.
+    pub l_pid: i32,
+}
+
 /// fcntl: as [`F_DUPFD`], and an exec closes the new descriptor.
 pub const F_DUPFD_CLOEXEC: u32 = 1030;
 /// fcntl: adds seals to a file.

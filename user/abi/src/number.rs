@@ -21,6 +21,7 @@ numbers! {
     DUP3 = 24 "dup3";
     FCNTL = 25 "fcntl";
     IOCTL = 29 "ioctl";
+    FLOCK = 32 "flock";
     MKDIRAT = 34 "mkdirat";
     UNLINKAT = 35 "unlinkat";
     SYMLINKAT = 36 "symlinkat";

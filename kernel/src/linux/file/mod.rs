@@ -5,6 +5,7 @@
 //! - `files`: that tree; `contents`: what regular files hold, also those that are memory alone
 //! - [`table`]: descriptors, and who shares them
 //! - `open`: open files, with what a `stat` shows of them
+//! - [`locks`]: locks of files and of their bytes
 //! - `userfaultfd`: files by which pagers serve faults
 //! - `pipe`, with its pages in [`ring`], and `event`: pipes, and counters
 //! - `pidfd`: files that refer to a process
@@ -20,6 +21,7 @@ pub mod event;
 #[cfg(target_os = "none")]
 pub mod files;
 pub mod initrd;
+pub mod locks;
 #[cfg(target_os = "none")]
 pub mod open;
 #[cfg(target_os = "none")]

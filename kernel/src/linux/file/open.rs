@@ -16,6 +16,7 @@ use super::contents::{FileContents, Regular};
 use super::device::{DeviceNumber, KernelDevice};
 use super::event::EventCounter;
 use super::files::{self, FileNodeRef, FilePlace};
+use super::locks::LockOwner;
 use super::pidfd::Pidfd;
 use super::pipe::PipeEnd;
 use super::proc::{Pagemap, ProcContents, ProcEntry, ProcId, ProcSubject};
@@ -62,6 +63,8 @@ pub fn initial() -> Result<Files<FileRef>, OutOfMemory> {
 
 /// An open file.
 pub struct OpenFile {
+    /// First, so that its locks end before the node may.
+    locks: LockOwner,
     kind: Kind,
     /// Bits of `O_`.
     flags: AtomicU32,
@@ -76,7 +79,12 @@ impl Filed for FileRef {
     }
 
     fn has_memory(&self) -> bool {
-        self.regular().is_some() || matches!(self.kind, Kind::Pipe(_))
+        // A node may have locks.
+        matches!(self.kind, Kind::Node(_) | Kind::Pipe(_))
+    }
+
+    fn subject(&self) -> u64 {
+        self.node().map_or(0, |node| core::ptr::from_ref(&**node).addr() as u64)
     }
 }
 
@@ -367,7 +375,7 @@ impl OpenFile {
     pub fn new(kind: Kind, flags: u32) -> Result<FileRef, OutOfMemory> {
         let pool = FILES.call_once(|| Pool::new(kernel().frames));
         let (flags, position, counted) = (AtomicU32::new(flags), AtomicU64::new(0), LastTally::default());
-        Counted::try_new(pool, Self { kind, flags, position, counted })
+        Counted::try_new(pool, Self { locks: LockOwner::new(), kind, flags, position, counted })
     }
 
     /// Bytes of memory that go with it beside its record, once in each round: 0 where it was met in `tally`. But for those
@@ -377,7 +385,7 @@ impl OpenFile {
             _ if self.counted.meet(tally) == Met::Again => 0,
             Kind::Pipe(end) => end.footprint(),
             Kind::Proc(contents) => contents.footprint(),
-            _ => 0,
+            _ => self.locks.footprint(),
         }
     }
 
@@ -391,6 +399,11 @@ impl OpenFile {
             Kind::ProcDirectory(entry) => Ok(Place::Proc(*entry)),
             _ => Err(Errno::ENOTDIR),
         }
+    }
+
+    /// The locks that are the open file's own.
+    pub const fn locks(&self) -> &LockOwner {
+        &self.locks
     }
 
     /// The node that it is.

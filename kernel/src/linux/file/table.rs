@@ -12,6 +12,7 @@
 use granule_arch::addr::PAGE_SIZE;
 use granule_arch::speculation::{get_mut_nospec, get_nospec};
 
+use super::locks::LockOwner;
 use crate::linux::errno::Errno;
 use crate::mm::OutOfMemory;
 use crate::mm::counted::{Counted, Inner};
@@ -35,6 +36,9 @@ pub trait Filed: Clone {
 
     /// Whether it holds so much that counts of memory look at it. For ever the same.
     fn has_memory(&self) -> bool;
+
+    /// The subject of its locks by `fcntl`.
+    fn subject(&self) -> u64;
 }
 
 /// The effect of an exec on a descriptor.
@@ -94,6 +98,8 @@ pub enum Peek {
     Leaf {
         /// How many files it has.
         files: usize,
+        /// Bytes of locks, which the first leaf counts for the table.
+        locks: usize,
         /// The number of the next one.
         next: usize,
     },
@@ -269,6 +275,18 @@ impl<F: Filed> Table<F> {
         self.low.close_on_exec != 0 || self.nodes().any(|(_, node)| node.iter().flatten().any(|leaf| has_one(leaf)))
     }
 
+    /// Takes away the locks of `owner` on what an exec closes.
+    fn release_at_exec(&self, owner: &LockOwner) {
+        let high = self.nodes().flat_map(|(_, node)| node.iter().flatten().map(|leaf| &**leaf));
+        for leaf in core::iter::once(&self.low).chain(high) {
+            let closed = |&(place, _): &(usize, _)| leaf.close_on_exec >> place & 1 != 0;
+            for (_, file) in leaf.files.iter().enumerate().filter(closed) {
+                file.iter().for_each(|file| owner.release(file.subject()));
+            }
+            relax();
+        }
+    }
+
     /// Closes what an exec closes.
     fn exec(&mut self) {
         self.low.exec();
@@ -296,8 +314,9 @@ pub struct Files<F: 'static> {
 }
 
 enum Held<F: 'static> {
-    /// A table, which the [`Files`] of others may have too, each until it changes it.
-    Table(Counted<Table<F>>),
+    /// The owner of locks, which end before their files may; and a table, which the [`Files`] of others may have too, each
+    /// until it changes it.
+    Table(LockOwner, Counted<Table<F>>),
     /// The files that are shared with another process.
     Shared(Counted<Files<F>>),
     /// Nothing any more: its last task is gone.
@@ -321,7 +340,7 @@ impl<F: Filed> Files<F> {
         for descriptor in 0..3 {
             table.set(pools, descriptor, file.clone(), OnExec::Keep)?;
         }
-        Ok(Self::of(pools, Held::Table(Counted::try_new(&pools.tables, table)?)))
+        Ok(Self::of(pools, Held::Table(LockOwner::new(), Counted::try_new(&pools.tables, table)?)))
     }
 
     const fn of(pools: &'static Pools<F>, held: Held<F>) -> Self {
@@ -342,12 +361,12 @@ impl<F: Filed> Files<F> {
             // other lock.
             let held = unsafe { self.held.read_briefly(this_cpu()) };
             match &*held {
-                Held::Table(table) => return found(table),
+                Held::Table(_, table) => return found(table),
                 Held::Gone => return None,
                 Held::Shared(_) => {}
             }
         }
-        self.look(|table| found(table))
+        self.look(|_, table| found(table))
     }
 
     /// Has `look` look at the files [with memory](Filed::has_memory) of the leaf with this number, or of the next one that
@@ -355,14 +374,15 @@ impl<F: Filed> Files<F> {
     pub fn peek(&self, number: usize, look: &mut impl FnMut(&F)) -> Peek {
         match self.held.try_read().as_deref() {
             None => Peek::Busy,
-            Some(Held::Table(table)) => match table.leaf_from(number) {
-                Some((number, leaf)) => {
+            Some(Held::Table(owner, table)) => match table.leaf_from(number) {
+                Some((found, leaf)) => {
                     let mut left = leaf.with_memory;
                     while left != 0 {
                         leaf.files[left.trailing_zeros() as usize].iter().for_each(&mut *look);
                         left &= left - 1;
                     }
-                    Peek::Leaf { files: leaf.files.iter().flatten().count(), next: number + 1 }
+                    let locks = if number == 0 { owner.footprint() } else { 0 };
+                    Peek::Leaf { files: leaf.files.iter().flatten().count(), locks, next: found + 1 }
                 }
                 None => Peek::End,
             },
@@ -373,13 +393,22 @@ impl<F: Filed> Files<F> {
 
     /// Whether a descriptor below `end` is free, as [`Self::add`] takes one.
     pub fn has_room(&self, end: u64) -> bool {
-        self.look(|table| table.lowest_free(0, bounded(end)).is_some())
+        self.look(|_, table| table.lowest_free(0, bounded(end)).is_some())
     }
 
-    /// The result of `look` at the table; the default where there is none any more.
-    fn look<R: Default>(&self, look: impl FnOnce(&Counted<Table<F>>) -> R) -> R {
+    /// Has `lock` set locks of this table on a file, while `descriptor` is one of it and is not closed; `None` where it is
+    /// another's, or none.
+    pub fn lock<R>(&self, descriptor: u32, file: &F, lock: impl FnOnce(&LockOwner) -> R) -> Option<R> {
+        self.look(|owner, table| {
+            let is_open = table.get(descriptor as usize).is_some_and(|(found, _)| found.is(file));
+            is_open.then(|| lock(owner))
+        })
+    }
+
+    /// The result of `look` at the table and its owner of locks; the default where there is none any more.
+    fn look<R: Default>(&self, look: impl FnOnce(&LockOwner, &Counted<Table<F>>) -> R) -> R {
         match &*self.held.read() {
-            Held::Table(table) => look(table),
+            Held::Table(owner, table) => look(owner, table),
             Held::Shared(files) => files.look(look),
             Held::Gone => R::default(),
         }
@@ -390,7 +419,7 @@ impl<F: Filed> Files<F> {
     /// # Errors
     /// `EMFILE`, `ENOMEM`.
     pub fn add(&self, file: F, from: u32, end: u64, on_exec: OnExec) -> Result<u32, Errno> {
-        self.change(|table, pools| {
+        self.change(|_, table, pools| {
             let free = table.lowest_free(from as usize, bounded(end)).ok_or(Errno::EMFILE)?;
             table.set(pools, free, file, on_exec)?;
             Ok(free as u32)
@@ -402,10 +431,12 @@ impl<F: Filed> Files<F> {
     /// # Errors
     /// `EBADF`: there is no `old`. `ENOMEM`.
     pub fn duplicate(&self, old: u32, new: u32, on_exec: OnExec) -> Result<(), Errno> {
-        let before = self.change(|table, pools| {
+        let before = self.change(|owner, table, pools| {
             let (file, _) = table.get(old as usize).ok_or(Errno::EBADF)?;
             let file = file.clone();
-            Ok(table.set(pools, new as usize, file, on_exec)?)
+            let before = table.set(pools, new as usize, file, on_exec)?;
+            before.iter().for_each(|before| owner.release(before.subject()));
+            Ok(before)
         });
         before.map(drop)
     }
@@ -415,16 +446,22 @@ impl<F: Filed> Files<F> {
     /// # Errors
     /// `EBADF`, `ENOMEM`.
     pub fn close(&self, descriptor: u32) -> Result<F, Errno> {
-        self.look(|table| table.get(descriptor as usize).map(drop)).ok_or(Errno::EBADF)?;
-        self.change(|table, _| table.take(descriptor as usize).ok_or(Errno::EBADF))
+        self.look(|_, table| table.get(descriptor as usize).map(drop)).ok_or(Errno::EBADF)?;
+        self.change(|owner, table, _| {
+            let file = table.take(descriptor as usize).ok_or(Errno::EBADF)?;
+            owner.release(file.subject());
+            Ok(file)
+        })
     }
 
     /// Takes back a descriptor that was given to `file` for a call that has failed since, if another thread has not closed it
     /// or had it for another file by now.
     pub fn take_back(&self, descriptor: u32, file: &F) {
-        let taken = self.change(|table, _| {
+        let taken = self.change(|owner, table, _| {
             let is_same = table.get(descriptor as usize).is_some_and(|(found, _)| found.is(file));
-            is_same.then(|| table.take(descriptor as usize)).flatten().ok_or(Errno::EBADF)
+            let taken = is_same.then(|| table.take(descriptor as usize)).flatten().ok_or(Errno::EBADF)?;
+            owner.release(taken.subject());
+            Ok(taken)
         });
         drop(taken);
     }
@@ -434,11 +471,11 @@ impl<F: Filed> Files<F> {
     /// # Errors
     /// `EBADF`, `ENOMEM`.
     pub fn set_on_exec(&self, descriptor: u32, on_exec: OnExec) -> Result<(), Errno> {
-        let before = self.look(|table| table.get(descriptor as usize).map(|(_, on_exec)| on_exec));
+        let before = self.look(|_, table| table.get(descriptor as usize).map(|(_, on_exec)| on_exec));
         if before.ok_or(Errno::EBADF)? == on_exec {
             return Ok(());
         }
-        self.change(|table, _| {
+        self.change(|_, table, _| {
             let leaf = table.leaf_mut(descriptor as usize / LEAF).ok_or(Errno::EBADF)?;
             let bit = 1 << (descriptor as usize % LEAF);
             match on_exec {
@@ -450,14 +487,18 @@ impl<F: Filed> Files<F> {
     }
 
     /// Has `change` change a table that is not another's.
-    fn change<R>(&self, change: impl FnOnce(&mut Table<F>, &'static Pools<F>) -> Result<R, Errno>) -> Result<R, Errno> {
+    fn change<R>(
+        &self,
+        change: impl FnOnce(&LockOwner, &mut Table<F>, &'static Pools<F>) -> Result<R, Errno>,
+    ) -> Result<R, Errno> {
         loop {
             let shared = self.shared();
             let files = shared.as_deref().unwrap_or(self);
             let mut held = files.held.write();
             // Not where it became shared concurrently.
             if !matches!(*held, Held::Shared(_)) {
-                return change(own(files.pools, &mut held)?, files.pools);
+                let (owner, table) = own(files.pools, &mut held)?;
+                return change(owner, table, files.pools);
             }
         }
     }
@@ -470,7 +511,7 @@ impl<F: Filed> Files<F> {
 
     /// Others that are now what these are, and change apart from them.
     pub fn fork(&self) -> Self {
-        Self::of(self.pools, self.table().map_or(Held::Gone, Held::Table))
+        Self::of(self.pools, self.table().map_or(Held::Gone, |table| Held::Table(LockOwner::new(), table)))
     }
 
     /// Becomes the same as `others`: what is changed in one of them is changed in both.
@@ -491,8 +532,9 @@ impl<F: Filed> Files<F> {
 
     fn shared_by_all(&self) -> Result<Held<F>, OutOfMemory> {
         let mut held = self.held.write();
-        if let Held::Table(table) = &*held {
-            let files = Self::of(self.pools, Held::Table(table.clone())).counted()?;
+        if let Held::Table(owner, table) = &*held {
+            let files = Self::of(self.pools, Held::Table(LockOwner::new(), table.clone())).counted()?;
+            files.look(|new, _| owner.move_to(new));
             *held = Held::Shared(files);
         }
         Ok(if let Held::Shared(files) = &*held { Held::Shared(files.clone()) } else { Held::Gone })
@@ -508,7 +550,7 @@ impl<F: Filed> Files<F> {
 
     #[inline(never)]
     fn table(&self) -> Option<Counted<Table<F>>> {
-        self.look(|table| Some(table.clone()))
+        self.look(|_, table| Some(table.clone()))
     }
 
     /// Prepares what can fail of an exec: the files that its program will have.
@@ -527,12 +569,19 @@ impl<F: Filed> Files<F> {
 
     /// Whether these are still what `prepared` was made of.
     pub fn is_as_prepared(&self, prepared: &ExecFiles<F>) -> bool {
-        self.look(|table| table.is(&prepared.before))
+        self.look(|_, table| table.is(&prepared.before))
     }
 
-    /// Becomes what was prepared, shared with no other.
-    pub fn exec(&self, prepared: ExecFiles<F>) {
-        self.hold(Held::Table(prepared.after));
+    /// Becomes what was prepared, shared with no other. Locks stay on files that stay open, unless they were of a table that
+    /// was shared.
+    pub fn exec(&self, ExecFiles { before, after }: ExecFiles<F>) {
+        if let Held::Table(owner, table) = &mut *self.held.write() {
+            before.release_at_exec(owner);
+            // Not the last owner of that table: `before` is one.
+            *table = after;
+            return;
+        }
+        self.hold(Held::Table(LockOwner::new(), after));
     }
 
     /// Closes all, for the last task.
@@ -548,12 +597,15 @@ fn bounded(end: u64) -> usize {
 
 /// The table, copied if others have it too.
 #[inline(never)]
-fn own<'h, F: Filed>(pools: &'static Pools<F>, held: &'h mut Held<F>) -> Result<&'h mut Table<F>, Errno> {
-    let Held::Table(table) = held else { return Err(Errno::EBADF) };
+fn own<'h, F: Filed>(
+    pools: &'static Pools<F>,
+    held: &'h mut Held<F>,
+) -> Result<(&'h LockOwner, &'h mut Table<F>), Errno> {
+    let Held::Table(owner, table) = held else { return Err(Errno::EBADF) };
     if Counted::get_mut(table).is_none() {
         *table = table.copy(pools)?;
     }
-    Counted::get_mut(table).ok_or(Errno::ENOMEM)
+    Ok((owner, Counted::get_mut(table).ok_or(Errno::ENOMEM)?))
 }
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 
 use granule_abi::file::{
     AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, F_ADD_SEALS, F_DUPFD, F_DUPFD_CLOEXEC, F_GET_SEALS, F_GETFD, F_GETFL,
-    F_GETPIPE_SZ, F_SETFD, F_SETFL, F_SETPIPE_SZ, FD_CLOEXEC, FIOCLEX, FIONBIO, FIONCLEX, FIONREAD, O_CLOEXEC, O_EXCL,
-    O_NOFOLLOW, O_NONBLOCK, O_PATH,
+    F_GETLK, F_GETPIPE_SZ, F_OFD_GETLK, F_OFD_SETLKW, F_SETFD, F_SETFL, F_SETLKW, F_SETPIPE_SZ, FD_CLOEXEC, FIOCLEX,
+    FIONBIO, FIONCLEX, FIONREAD, O_CLOEXEC, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_PATH,
 };
 use granule_abi::limits::{RLIMIT_FSIZE, RLIMIT_NOFILE};
 use granule_abi::process::IoVec;
@@ -13,7 +13,7 @@ use granule_arch::addr::{PAGE, VirtAddr};
 use super::names::{umask, working_directory};
 use super::process::{Path, read_path};
 use super::system::fill_random;
-use super::{Answer, MOST_AT_ONCE, Syscall, read_bytes, read_quads, scan, streams, userfault, write_quads};
+use super::{Answer, MOST_AT_ONCE, Syscall, locks, read_bytes, read_quads, scan, streams, userfault, write_quads};
 use crate::chip::console;
 use crate::linux::errno::Errno;
 use crate::linux::file::device::KernelDevice;
@@ -426,6 +426,7 @@ pub(super) fn fcntl(call: &mut Syscall<'_>) -> Answer {
         F_GETFL => Ok(file.flags().into()),
         _ if file.is_path() => Err(Errno::EBADF),
         F_SETFL => file.set_flags(argument).map(|()| 0),
+        F_GETLK..=F_SETLKW | F_OFD_GETLK..=F_OFD_SETLKW => locks::fcntl(call, descriptor, &file, command),
         F_ADD_SEALS => {
             file.check_writable().map_err(|_| Errno::EPERM)?;
             file.regular().ok_or(Errno::EINVAL)?.add_seals(argument).map(|()| 0)

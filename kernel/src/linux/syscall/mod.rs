@@ -8,6 +8,7 @@
 
 mod io;
 mod limits;
+mod locks;
 mod memory;
 mod memory_file;
 mod names;
@@ -113,6 +114,7 @@ static TABLE: [SyscallEntry; number::END] = {
     table[number::DUP] = entry!(io::dup);
     table[number::DUP3] = entry!(io::dup3);
     table[number::FCNTL] = entry!(io::fcntl);
+    table[number::FLOCK] = entry!(locks::flock);
     table[number::IOCTL] = entry!(io::ioctl);
     table[number::FTRUNCATE] = entry!(memory_file::ftruncate);
     table[number::FALLOCATE] = entry!(memory_file::fallocate);

@@ -21,6 +21,10 @@ impl Filed for File {
     fn has_memory(&self) -> bool {
         **self % 2 == 1
     }
+
+    fn subject(&self) -> u64 {
+        0
+    }
 }
 
 /// How many files `files` has, and those with memory.
@@ -28,7 +32,7 @@ fn peeked(files: &Files<File>) -> (usize, Vec<u32>) {
     let (mut next, mut count, mut met) = (0, 0, Vec::new());
     loop {
         match files.peek(next, &mut |file| met.push(**file)) {
-            Peek::Leaf { files, next: behind } => {
+            Peek::Leaf { files, next: behind, .. } => {
                 assert!(behind > next);
                 (next, count) = (behind, count + files);
             }

@@ -105,8 +105,8 @@ pub fn footprint(id: u32, serial: u64, tally: Tally) -> usize {
             frames += memory.iter().map(|object| object.footprint(tally).frames()).sum::<usize>();
             relax();
             match peeked {
-                Some(Peek::Leaf { files, next: number }) => {
-                    bytes += size_of::<Leaf<FileRef>>() + files * OF_FILE;
+                Some(Peek::Leaf { files, locks, next: number }) => {
+                    bytes += size_of::<Leaf<FileRef>>() + files * OF_FILE + locks;
                     (next, attempts) = (number, 0);
                 }
                 Some(Peek::Busy) if attempts < ATTEMPTS => attempts += 1,

@@ -58,13 +58,14 @@ pub fn start(path: &str, words: Words) -> Result<u32, ExecError> {
 }
 
 /// The pools of processes, tasks, open files and what else they have: for audits that count objects and frames by owner.
-pub fn pools() -> [(&'static str, crate::mm::pool::PoolStats); 13] {
+pub fn pools() -> [(&'static str, crate::mm::pool::PoolStats); 14] {
     let [files, tables] = crate::linux::file::open::pool_stats();
     let [nodes, names, memory_files] = crate::linux::file::files::pool_stats();
     [
         files,
         tables,
         ("pipes", crate::linux::file::pipe::pool_stats()),
+        ("locks of files", crate::linux::file::locks::pool_stats()),
         ("texts of /proc", crate::linux::file::records::pool_stats()),
         ("pidfds", crate::linux::file::pidfd::pool_stats()),
         ("processes", tree::pool_stats()),
