@@ -17,7 +17,7 @@ use granule_runner::serial::Limit;
 use super::{SESSION_LIMIT, files};
 
 /// Programs of target tests, as they run at the monitor.
-const PROGRAMS: [&str; 37] = [
+const PROGRAMS: [&str; 39] = [
     "run accounts",
     "run scan",
     "run names",
@@ -31,6 +31,8 @@ const PROGRAMS: [&str; 37] = [
     "run lifecycle",
     "run pidfds",
     "run rseq",
+    "run locks",
+    "run timers",
     "run lifecycle rounds 10",
     "run threads",
     "run signals",
