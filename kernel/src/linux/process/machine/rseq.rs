@@ -79,7 +79,7 @@ impl Registration {
     /// `EFAULT`, and SIGSEGV: the registration stays.
     pub fn end(self, task: &Task) -> Result<(), Errno> {
         let reset = self.store(offset_of!(Rseq, cpu_id_start), [0, RSEQ_CPU_ID_UNINITIALIZED]);
-        reset.and_then(|()| self.store(offset_of!(Rseq, node_id), [0; 2])).inspect_err(|_| refuse(task, None))?;
+        reset.and_then(|()| self.store(offset_of!(Rseq, node_id), [0; 2])).inspect_err(|_| refuse(task))?;
         Self::NONE.set(task);
         Ok(())
     }
@@ -121,24 +121,20 @@ fn read<const N: usize>(from: u64) -> Result<[u64; N], Errno> {
     Ok(words.map(u64::from_le_bytes))
 }
 
-/// As on Linux a handler gets this once: not for memory that it cannot enter the handler of `delivered` with either.
-fn refuse(task: &Task, delivered: Option<Signal>) {
-    task.force(Signal::SEGV, SignalCause::KERNEL, delivered);
+fn refuse(task: &Task) {
+    task.force(Signal::SEGV, SignalCause::KERNEL, None);
 }
 
-/// Has the running thread go on at its sequence's abort, if it is in one, before the handler of `delivered` is entered or
-/// the thread itself; returns whether that could be seen.
-pub fn restart(task: &Task, frame: &mut TrapFrame, delivered: Option<Signal>) -> bool {
+/// Has the running thread go on at its sequence's abort, if it is in one.
+///
+/// # Errors
+/// `EFAULT`: whether it is cannot be seen, or the abort is none.
+pub fn restart(task: &Task, frame: &mut TrapFrame) -> Result<(), Errno> {
     let own = task.rseq.get();
-    if own.at == 0 {
-        return true;
+    if own.at != 0 {
+        frame.elr = own.restarted(frame.elr)?;
     }
-    let restarted = own.restarted(frame.elr);
-    match restarted {
-        Ok(pc) => frame.elr = pc,
-        Err(_) => refuse(task, delivered),
-    }
-    restarted.is_ok()
+    Ok(())
 }
 
 /// The running thread has come to this CPU.
@@ -148,10 +144,11 @@ pub fn moved(frame: &mut TrapFrame, thread: &Thread) {
     let task = unsafe { Task::of(thread) };
     // Where the thread moves from here on, this is done again.
     let (own, cpu) = (task.rseq.get(), this_cpu().id.0);
-    if own.at != 0 && restart(task, frame, None) {
-        let stored = own.store(offset_of!(Rseq, cpu_id_start), [cpu; 2]);
-        if stored.and_then(|()| own.store(offset_of!(Rseq, node_id), [0, cpu])).is_err() {
-            refuse(task, None);
-        }
+    if own.at == 0 {
+        return;
+    }
+    let stored = restart(task, frame).and_then(|()| own.store(offset_of!(Rseq, cpu_id_start), [cpu; 2]));
+    if stored.and_then(|()| own.store(offset_of!(Rseq, node_id), [0, cpu])).is_err() {
+        refuse(task);
     }
 }

@@ -51,7 +51,7 @@ pub fn deliver_signals(frame: &mut TrapFrame, thread: &Thread) {
             Next::Deliver(signal, cause, Effect::Handled(action)) => {
                 finish_call(task, frame, Some(&action));
                 if enter(task, thread, frame, signal, cause, &action).is_err() {
-                    // The frame did not fit: as on Linux a SIGSEGV, which ends the program if that was its own frame.
+                    // The frame did not fit, or its sequence is none: as on Linux a SIGSEGV, which ends the program if that was its own frame.
                     task.force(Signal::SEGV, SignalCause::KERNEL, Some(signal));
                 }
             }
@@ -107,7 +107,7 @@ fn enter(
     cause: SignalCause,
     action: &SigAction,
 ) -> Result<(), Errno> {
-    rseq::restart(task, frame, Some(signal));
+    rseq::restart(task, frame)?;
     let blocked = task.blocked();
     let stack = task.stack.get();
     let before = Interrupted {
