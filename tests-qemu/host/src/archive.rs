@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use cpio::newc;
-use object::read::elf::{Dyn as _, ElfFile64, FileHeader as _};
+use object::read::elf::{Dyn as _, ElfFile64, FileHeader as _, ProgramHeader as _};
 use object::{Endianness, elf};
 
 const DIRECTORY: u32 = 0o040_755;
@@ -74,13 +74,15 @@ impl Archive {
     /// Names what is not there.
     pub fn from_packages(&mut self, root: &Path, paths: &[&str]) -> Result<(), String> {
         let mut libraries = BTreeMap::new();
-        visit(&root.join("usr/lib"), &mut |path| {
-            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            // The first, in the order of paths, is the one for all.
-            if name.contains(".so") {
-                libraries.entry(name).or_insert_with(|| path.to_owned());
-            }
-        })?;
+        for folder in ["lib", "usr/lib"] {
+            visit(&root.join(folder), &mut |path| {
+                let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+                // The first, in the order of paths, is the one for all.
+                if name.contains(".so") {
+                    libraries.entry(name).or_insert_with(|| path.to_owned());
+                }
+            })?;
+        }
         let mut waiting = Vec::new();
         for path in paths {
             let before = waiting.len();
@@ -93,15 +95,28 @@ impl Archive {
         while let Some(path) = waiting.pop() {
             let bytes = fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
             let name = path.strip_prefix(root).map_err(|error| error.to_string())?;
-            for library in needed(&bytes) {
+            let found = |library: &str| libraries.get(library).ok_or_else(|| format!("no package has {library}"));
+            let (linker, needed) = needed(&bytes);
+            if let Some(linker) = linker.filter(|linker| wanted.insert(linker.clone())) {
+                let path = found(linker.rsplit('/').next().unwrap_or_default())?;
+                self.file(&merged(&linker), &fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?);
+            }
+            for library in needed {
                 if wanted.insert(library.clone()) {
-                    waiting.push(libraries.get(&library).ok_or_else(|| format!("no package has {library}"))?.clone());
+                    waiting.push(found(&library)?.clone());
                 }
             }
-            self.file(&name.to_string_lossy(), &bytes);
+            self.file(&merged(&name.to_string_lossy()), &bytes);
         }
         Ok(())
     }
+}
+
+/// A path below `usr`, where releases before have it in the root.
+fn merged(path: &str) -> String {
+    let path = path.trim_start_matches('/');
+    let is_beside = ["bin/", "lib/", "sbin/"].iter().any(|folder| path.starts_with(folder));
+    format!("{}{path}", if is_beside { "usr/" } else { "" })
 }
 
 /// Calls `found` with a file, or those below a folder, in the order of their paths; links are followed. Nothing there is
@@ -123,20 +138,18 @@ fn visit(path: &Path, found: &mut dyn FnMut(&Path)) -> Result<(), String> {
     Ok(())
 }
 
-/// The libraries that a program or library asks for, and its dynamic linker, by their names.
-fn needed(bytes: &[u8]) -> Vec<String> {
-    let Ok(file) = ElfFile64::<Endianness>::parse(bytes) else { return Vec::new() };
+/// The path of the dynamic linker that a program asks for, and the names of the libraries that it, or a library, does.
+fn needed(bytes: &[u8]) -> (Option<String>, Vec<String>) {
+    let (mut linker, mut names) = (None, Vec::new());
+    let Ok(file) = ElfFile64::<Endianness>::parse(bytes) else { return (linker, names) };
     let (header, endian) = (file.elf_header(), file.endian());
-    let Ok(headers) = header.program_headers(endian, bytes) else { return Vec::new() };
-    let mut names = Vec::new();
+    let Ok(headers) = header.program_headers(endian, bytes) else { return (linker, names) };
     for program in headers {
-        use object::read::elf::ProgramHeader as _;
         if let Ok(Some(path)) = program.interpreter(endian, bytes) {
-            let path = String::from_utf8_lossy(path);
-            names.extend(path.rsplit('/').next().map(str::to_owned));
+            linker = Some(String::from_utf8_lossy(path).into_owned());
         }
     }
-    let Ok(sections) = header.sections(endian, bytes) else { return names };
+    let Ok(sections) = header.sections(endian, bytes) else { return (linker, names) };
     if let Ok(Some((dynamic, index))) = sections.dynamic(endian, bytes) {
         let strings = sections.strings(endian, bytes, index).unwrap_or_default();
         let asked = dynamic.iter().filter(|entry| entry.tag(endian) == elf::DT_NEEDED);
@@ -146,5 +159,5 @@ fn needed(bytes: &[u8]) -> Vec<String> {
                 .map(|name| String::from_utf8_lossy(name).into_owned()),
         );
     }
-    names
+    (linker, names)
 }

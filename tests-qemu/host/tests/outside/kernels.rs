@@ -52,7 +52,7 @@ impl Kernels {
             return None;
         }
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("against-linux");
-        // Each test has initrds of its own beside the kernels.
+        // Each test has initrds of its own, beside the kernels.
         let own = folder.join(own_file("", "folder"));
         let (kernel, package) = newest_kernel(&folder).expect("the package can be taken");
         let mut both = Archive::default();
@@ -63,17 +63,17 @@ impl Kernels {
             first.directory(name);
         }
         first.file("init", INIT.as_bytes());
-        fs::create_dir_all(&own).expect("room");
         let put = |name: &str, kernel: PathBuf, more: &[&[u8]]| {
-            let image = own.join(name);
+            fs::create_dir_all(own.join(name)).expect("room");
+            let image = own.join(name).join("kernel.img");
             let mut initrd = fs::read(initrd_of(&built("granule.img"))).expect("the initrd");
             initrd.extend(more.concat());
             fs::write(initrd_of(&image), initrd).and_then(|()| fs::copy(kernel, &image)).expect("room");
             image
         };
         let both = both.end();
-        let linux = put("linux.img", kernel, &[more, &both, &first.end()]);
-        let here = put("granule.img", built("granule.img"), &[more, &both]);
+        let linux = put("linux", kernel, &[more, &both, &first.end()]);
+        let here = put("granule", built("granule.img"), &[more, &both]);
         Some(Self { linux, here, package })
     }
 

@@ -63,7 +63,7 @@ struct Outcome {
 impl Outcome {
     fn of(printed: &str) -> Self {
         // The log's lines come when they come.
-        let lines = printed.lines().skip(1).filter(|line| !line.starts_with('['));
+        let lines = printed.lines().skip(1).filter(|line| !is_of_the_log(line));
         let text: String = lines.flat_map(|line| [line, "\n"]).collect();
         let (text, status) = text.rsplit_once("status ").map_or((&*text, ""), |(text, status)| (text, status.trim()));
         let word = match status {
@@ -79,6 +79,12 @@ impl Outcome {
     fn passes(&self) -> bool {
         self.word == "passes"
     }
+}
+
+/// Whether a line of the session is of the kernel's log: it begins with the time since the boot.
+fn is_of_the_log(line: &str) -> bool {
+    let time = line.strip_prefix('[').and_then(|rest| rest.split_once("] "));
+    time.is_some_and(|(time, _)| time.trim().parse::<f64>().is_ok())
 }
 
 /// Runs all scripts in turn: a kernel that one of them stops is started again for those after it.
@@ -102,7 +108,7 @@ fn compare(family: &str, archive: &[u8], scripts: &Scripts) {
     let mut files = Archive::default();
     files.directory("tmp");
     for (name, script) in scripts {
-        files.file(&format!("others/{name}.sh"), script.as_bytes());
+        files.file(&format!("others/{name}.sh"), format!("set -o pipefail\n{script}\n").as_bytes());
         let run = format!("/busybox timeout -s KILL {SECONDS} /busybox sh /others/{name}.sh\necho status $?\n");
         files.file(&format!("others/{name}"), run.as_bytes());
     }
@@ -117,7 +123,10 @@ fn compare(family: &str, archive: &[u8], scripts: &Scripts) {
         let word = if differs { "prints something else" } else { &here.word };
         let reason = REASONS.iter().find(|(of, _)| of == name).map(|(_, reason)| *reason);
         match (there.passes() && word != "passes", reason) {
-            (true, None) => wrong.push(format!("{name} {word} here, and no reason is listed")),
+            (true, None) => wrong.push(format!(
+                "{name} {word} here, and no reason is listed; on Linux {:?}, here {:?}",
+                there.text, here.text
+            )),
             (false, Some(_)) => wrong.push(format!("{name}: the reason that is listed is none")),
             _ => {}
         }
