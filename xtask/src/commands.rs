@@ -9,12 +9,13 @@ use granule_tools::{files, root};
 use crate::Arguments;
 
 /// Commands that CI does not run, and why.
-const NOT_IN_CI: [(&str, &str, &str); 6] = [
+const NOT_IN_CI: [(&str, &str, &str); 7] = [
     ("run", "--gdb", "waits for a debugger: tests-qemu/host and the runner speak to the same stub"),
     ("run", "--machine", "boots each machine as `./x test` does"),
     ("doc", "--open", "opens a browser"),
     ("bench", "--update", "writes the reference"),
     ("bench", "--sources", "a profile of one row, for a person"),
+    ("test", "--update", "writes a page"),
     ("test", "--long", "hours: `--turn` runs one of them each time"),
 ];
 

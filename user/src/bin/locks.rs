@@ -416,7 +416,8 @@ fn circles() {
     others.into_iter().for_each(|other| equal("another", process::wait(other), exited(0)));
     equal("refused", refused.load(Ordering::SeqCst), 1);
     // Two readers that would both write.
-    (ready.store(1, Ordering::SeqCst), refused.store(0, Ordering::SeqCst));
+    ready.store(1, Ordering::SeqCst);
+    refused.store(0, Ordering::SeqCst);
     let upgrade = || {
         equal("both read", set(*file, F_RDLCK, 0, 1), Ok(0));
         ready.fetch_add(1, Ordering::SeqCst);

@@ -65,7 +65,7 @@ const SKIPPED: [&str; 4] = [
 fn pack(folder: &Path) -> std::path::PathBuf {
     let mut archive = Vec::new();
     for (number, program) in (1..).zip(PROGRAMS) {
-        let bytes = fs::read(folder.join("programs/mm").join(program)).unwrap();
+        let bytes = fs::read(folder.join(program)).unwrap();
         let header = newc::Builder::new(program).ino(number).mode(0o100_755).nlink(1);
         let mut entry = header.write(&mut archive, bytes.len() as u32);
         std::io::Write::write_all(&mut entry, &bytes).unwrap();

@@ -1,4 +1,4 @@
-//! Programs that others wrote, as Debian has them for arm64 or built from its sources, on Linux and here:
+//! Programs that others wrote, as Debian has them for arm64, on Linux and here:
 //! `./x test --programs`.
 //!
 //! Both kernels run one script for each. It passes on Linux where it ends with status 0, and here where that is so too and
@@ -10,24 +10,19 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use granule_host_tests::archive::Archive;
-use granule_host_tests::{skip, skip_without_debians_tools};
+use granule_host_tests::skip_without_debians_tools;
 use granule_runner::debian::once_of_packages;
 use granule_runner::serial::Limit;
 
 use super::kernels::{Kernels, Session};
-use list::{BUILT, Family, PACKAGED, REASONS};
+use list::{Family, PACKAGED, REASONS};
 
 /// The CPU time of all programs of a family: minutes for a few of them.
 const LIMIT: Limit = Limit::work(3600);
 /// Seconds for each of them on the kernel's own clock: they take a few, and one that hangs ends the others no earlier.
 const SECONDS: u32 = 240;
-/// The status of the script that builds where the source or the compiler is missing.
-const CANNOT_BE_HAD: i32 = 77;
-/// The status by which a test of Linux's says that it cannot run.
-const SKIPPED: &str = "4";
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/PROGRAMS.md");
 
 /// A program's name, and the script that runs it.
@@ -68,7 +63,6 @@ impl Outcome {
         let (text, status) = text.rsplit_once("status ").map_or((&*text, ""), |(text, status)| (text, status.trim()));
         let word = match status {
             "0" => "passes".to_owned(),
-            SKIPPED => "skips".to_owned(),
             "137" => "does not end".to_owned(),
             "" => "stops the kernel".to_owned(),
             status => format!("fails ({status})"),
@@ -173,33 +167,4 @@ fn allocators() {
 #[ignore = "fetches packages: ./x test --programs"]
 fn tests_of_memory() {
     of_packages("Tests of memory");
-}
-
-#[test]
-#[ignore = "fetches and builds Linux's tests: ./x test --programs"]
-fn tests_of_linux() {
-    // As the tests of userfaultfd have them.
-    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("linux");
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../linux/build-selftests.sh");
-    let output = Command::new(script).arg(&out).output().unwrap();
-    let printed = String::from_utf8_lossy(&output.stdout);
-    if output.status.code() == Some(CANNOT_BE_HAD) {
-        skip(printed.lines().last().unwrap_or_default());
-        return;
-    }
-    assert!(output.status.success(), "{printed}{}", String::from_utf8_lossy(&output.stderr));
-    let (mut archive, mut scripts) = (Archive::default(), Scripts::new());
-    let built = fs::read_to_string(out.join("list")).expect("the programs that were built");
-    for path in built.lines().filter(|path| !BUILT.left_out.contains(path)) {
-        let (folder, program) = path.rsplit_once('/').expect("a folder");
-        archive.file(&format!("linux/{path}"), &fs::read(out.join("programs").join(path)).expect("a program"));
-        let arguments = BUILT.arguments.iter().find(|(of, _)| *of == path).map_or("", |(_, arguments)| arguments);
-        let run = format!("./{program} {arguments} >/tmp/log 2>&1 </dev/null");
-        // Addresses and times are in what they print: the status alone is compared.
-        let script = format!("cd /linux/{folder}\n{run}\nstatus=$?\nexit $status\n");
-        if !BUILT.helpers.contains(&path) {
-            scripts.insert(path.replace('/', "-"), script);
-        }
-    }
-    compare("Linux's own tests", &archive.end(), &scripts);
 }
