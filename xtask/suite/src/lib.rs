@@ -117,9 +117,10 @@ impl Options {
         Self { filter, host: true, long: true, ..self.clone() }
     }
 
-    /// Whether they are of tests that are fetched from elsewhere, alone.
-    const fn are_of_others(&self) -> bool {
-        self.against_linux || self.programs
+    /// These, where they are for tests alone that fetch what they run.
+    fn of_others(&self) -> Option<Self> {
+        let against_linux = self.against_linux.then(|| self.against_linux());
+        against_linux.or_else(|| self.programs.then(|| self.programs()))
     }
 
     /// Whether a test of this name is asked for.
@@ -135,8 +136,7 @@ impl Options {
 /// When one failed, or none is named as asked.
 pub fn run(options: &Options, tools: &Tools, profile: Profile) -> Result<()> {
     let begin = Instant::now();
-    let against_linux = options.against_linux.then(|| options.against_linux());
-    let others = against_linux.or_else(|| options.programs.then(|| options.programs()));
+    let others = options.of_others();
     let options = others.as_ref().unwrap_or(options);
     let on_board = options.wire.serial.is_some();
     let on_host = !options.target && options.machine.is_empty() && !on_board;
@@ -161,7 +161,7 @@ pub fn run(options: &Options, tools: &Tools, profile: Profile) -> Result<()> {
         let mut documentation = None;
         if on_host {
             // They draw no numbers.
-            if round == 0 && !options.are_of_others() {
+            if round == 0 && others.is_none() {
                 documentation = host::document(&list, tools)?;
             }
             host::add(&mut list, &programs)?;

@@ -7,6 +7,7 @@
 //! - [`numbers`]: their numbers, and the lookup by them
 //! - [`mod@signal`][]: signals
 //! - [`limits`]: the limits of a process
+//! - [`registration`]: memory for restartable sequences
 //! - `machine`: the processes themselves
 //! - [`start`], `wait`, [`kill`], [`kill_family`], [`for_each`]: the kernel's own use of processes
 //!
@@ -22,6 +23,7 @@ pub mod limits;
 mod machine;
 pub mod numbers;
 mod quota;
+pub mod registration;
 pub mod retries;
 pub mod script;
 pub mod signal;

@@ -23,7 +23,7 @@ use crate::linux::process::charge::Charge;
 use crate::linux::process::clone_request::CloneRequest;
 use crate::linux::process::exec::Drawn;
 use crate::linux::process::futex::{Scope, Wait};
-use crate::linux::process::rseq::Registration;
+use crate::linux::process::registration::Registration;
 use crate::linux::process::signal::Signal;
 use crate::linux::process::stack::{self, StackMemory, StringCounts, Strings};
 use crate::linux::process::status::{ExecError, Name, ProcessEnd};

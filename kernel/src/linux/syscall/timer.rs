@@ -49,7 +49,7 @@ pub(super) fn setitimer(call: &mut Syscall<'_>) -> Answer {
     Ok(0)
 }
 
-/// What is left of the timer that the call names, which gets `new` times.
+/// The time that is left of the timer that the call names, which gets `new` times.
 fn real(call: &Syscall<'_>, new: Option<Times>) -> Result<Times, Errno> {
     if call.argument::<0>() as u32 != ITIMER_REAL {
         return Err(Errno::EINVAL);

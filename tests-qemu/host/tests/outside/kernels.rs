@@ -38,7 +38,7 @@ pub(super) struct Kernels {
     pub(super) package: String,
 }
 
-/// What a kernel has printed for each line that it was given, and what went wrong then.
+/// A kernel's answer to each line that it was given, and what went wrong then.
 pub(super) struct Session {
     pub(super) printed: Vec<String>,
     pub(super) wrong: Vec<String>,

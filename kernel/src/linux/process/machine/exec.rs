@@ -21,7 +21,6 @@ use granule_arch::features::Mte;
 use granule_arch::patched_branch;
 
 use super::exit;
-use super::rseq;
 use super::show;
 use super::state::Handlers;
 use super::task::Task;
@@ -37,6 +36,7 @@ use crate::linux::file::tree::NodeKind;
 use crate::linux::file::walk::{Follow, Found, Place};
 use crate::linux::process::elf::{ElfSegment, FILE_HEADER, Position, Program, ProgramFile};
 use crate::linux::process::layout::{Layout, PROGRAM_LIMIT, STACK_SIZE};
+use crate::linux::process::registration::Registration;
 use crate::linux::process::script::{self, Interpreter};
 use crate::linux::process::signal::Actions;
 use crate::linux::process::stack::{self, StackMemory, StringCounts, Strings};
@@ -360,8 +360,8 @@ fn auxiliary(program: &Program, [base, linker]: [u64; 2]) -> [(u64, u64); 18] {
         (AT_EGID, 0),
         (AT_SECURE, 0),
         (AT_HWCAP2, more_hardware_capabilities()),
-        (AT_RSEQ_FEATURE_SIZE, rseq::KNOWN),
-        (AT_RSEQ_ALIGN, rseq::SIZE),
+        (AT_RSEQ_FEATURE_SIZE, Registration::KNOWN),
+        (AT_RSEQ_ALIGN, Registration::SIZE),
         (AT_MINSIGSTKSZ, signal::MINSIGSTKSZ),
     ]
 }
@@ -393,7 +393,7 @@ pub fn install(task: &Task, thread: &Thread, loaded: Loaded, files: ExecFiles<Fi
     task.name.set(loaded.name);
     task.stack.set(signal::SigStack::NONE);
     task.personality.set(task.personality.get() & !READ_IMPLIES_EXEC);
-    rseq::Registration::NONE.set(task);
+    Registration::NONE.set(task);
     thread.set_fp_state(None);
     thread.set_tagged_addresses(false);
     thread.set_tag_checks(TagChecks::NONE);

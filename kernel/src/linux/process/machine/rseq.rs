@@ -3,7 +3,7 @@
 //! goes on at the sequence's abort instead.
 //!
 //! Nothing looks at it but the return to EL0 of a thread that has come to a CPU ([`UserEntry::moved`]), and the entry to a
-//! handler. What can neither be read nor stored then is SIGSEGV, as on Linux (`kernel/rseq.c`). Restarts without need are
+//! handler. An address that can neither be read nor stored then is SIGSEGV, as on Linux (`kernel/rseq.c`). Restarts without need are
 //! allowed: each time that a thread comes counts, also to the CPU that it was on.
 //!
 //! [`UserEntry::moved`]: crate::sched::UserEntry::moved
@@ -15,6 +15,7 @@ use granule_arch::addr::VirtAddr;
 
 use super::task::Task;
 use crate::linux::errno::Errno;
+use crate::linux::process::registration::Registration;
 use crate::linux::process::signal::{Signal, SignalCause};
 use crate::mm::space::USER_END;
 use crate::sched::Thread;
@@ -22,26 +23,7 @@ use crate::smp::this_cpu;
 use crate::trap::TrapFrame;
 use crate::uaccess;
 
-/// Bytes of the memory, and its alignment.
-pub const SIZE: u64 = size_of::<Rseq>() as u64;
-/// Bytes of it that have a meaning.
-pub const KNOWN: u64 = offset_of!(Rseq, rest) as u64;
-
-/// The memory that a thread has registered.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Registration {
-    /// Its address; 0 for none.
-    pub at: u64,
-    /// Its bytes.
-    pub bytes: u32,
-    /// The word before the abort of each sequence.
-    pub signature: u32,
-}
-
 impl Registration {
-    /// None.
-    pub const NONE: Self = Self { at: 0, bytes: 0, signature: 0 };
-
     /// Makes it that of `task`, whose own thread runs or which has not run.
     pub fn set(self, task: &Task) {
         task.rseq.set(self);
@@ -60,7 +42,7 @@ impl Registration {
     /// # Errors
     /// `EINVAL`: too small, or not aligned. `EFAULT`.
     pub fn begin(self, task: &Task) -> Result<(), Errno> {
-        if u64::from(self.bytes) < SIZE || !self.at.is_multiple_of(SIZE) {
+        if u64::from(self.bytes) < Self::SIZE || !self.at.is_multiple_of(Self::SIZE) {
             return Err(Errno::EINVAL);
         }
         if !uaccess::is_user_range(VirtAddr(self.at), self.bytes as usize) {

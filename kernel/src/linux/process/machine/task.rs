@@ -11,7 +11,6 @@ use intrusive_collections::{KeyAdapter, RBTreeLink, UnsafeRef};
 use spin::Once;
 
 use super::clone::Vfork;
-use super::rseq::Registration;
 use super::state::{ProcessState, Visit};
 use super::surroundings::{OfProcess, Surroundings};
 use super::tree::Process;
@@ -19,6 +18,7 @@ use crate::kernel;
 use crate::linux::file::open::FileRef;
 use crate::linux::file::table::Files;
 use crate::linux::process::limits::ProcessSlot;
+use crate::linux::process::registration::Registration;
 use crate::linux::process::retries::Retries;
 use crate::linux::process::signal::frame::FaultRecord;
 use crate::linux::process::signal::{Effect, Pending, Set, Signal, SignalCause};

@@ -56,7 +56,7 @@ pub struct Notice {
     pub signal: Option<Signal>,
     /// The thread that it is sent to, in place of the process.
     pub thread: Option<u32>,
-    /// Its cause. That of a timer of `timer_create` has the timer's number.
+    /// Its cause, with the number of a timer of `timer_create`.
     pub cause: SignalCause,
 }
 
@@ -243,7 +243,7 @@ fn add(process: &'static Process, id: Option<u32>, notice: impl FnOnce(u32) -> N
     Ok(id)
 }
 
-/// What is left of a timer's times. It has the `new` ones from now on, if there are some; their value may be a moment.
+/// A timer's times that are left. It has the `new` ones from now on, if there are some; their value may be a moment.
 ///
 /// # Errors
 /// `EINVAL`: there is no such timer.
