@@ -246,15 +246,17 @@ pub fn load(
         called = path;
     }
 
-    let (program, file) = (program?, file?);
+    // Neither is moved: its copy would be below that of each string.
+    let program = program.as_ref().map_err(|error| *error)?;
+    let file = file.as_ref().map_err(|error| *error)?;
     let base = program.base(layout.program(), PROGRAM_LIMIT)?;
-    let linker = program.linker(&file)?;
-    let is_guarded = linker.is_none() && program.accepts_guards(&file)?;
-    map_program(cpu, &space, (&file, &program), base, is_guarded)?;
+    let linker = program.linker(file)?;
+    let is_guarded = linker.is_none() && program.accepts_guards(file)?;
+    map_program(cpu, &space, (file, program), base, is_guarded)?;
     map_trampoline(cpu, &space, layout.trampoline())?;
     let linker = linker.map(|path| map_linker(cpu, &space, file.base.clone(), &path)).transpose()?;
     let stack =
-        finish_stack(&mut strings, path, &program, [base, linker.map_or(0, |linker| linker.base)], bytes, layout)?;
+        finish_stack(&mut strings, path, program, [base, linker.map_or(0, |linker| linker.base)], bytes, layout)?;
     trim_stack(cpu, &space, layout.stack_top(), stack, limits).map_err(Errno::from)?;
     if !space.is_within(limits) {
         return Err(Errno::ENOMEM.into());
