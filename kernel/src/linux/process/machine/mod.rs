@@ -9,7 +9,6 @@
 //! - `send`: signals from one process to others
 //! - `futex`, `robust`: how its threads wait for each other, and what a thread leaves that ends
 //! - `rseq`: sequences of a thread that begin anew when it was interrupted
-//! - `timer`: timers that send signals
 //! - `clock`: the clock under its several numbers, and CPU time
 //! - `show`: what the files of `/proc` have of a process
 //! - `control`: the kernel's own use of processes
@@ -30,7 +29,6 @@ pub mod show;
 pub mod state;
 pub mod surroundings;
 pub mod task;
-pub mod timer;
 pub mod tree;
 
 pub use control::{family_of, for_each, kill, kill_family, space_of, wait, wait_with};
@@ -72,7 +70,6 @@ pub fn pools() -> [(&'static str, crate::mm::pool::PoolStats); 15] {
         ("pidfds", crate::linux::file::pidfd::pool_stats()),
         ("processes", tree::pool_stats()),
         ("tasks", task::pool_stats()),
-        ("timers", timer::pool_stats()),
         ("tables of handlers", state::pool_stats()),
         ("vforks", clone::pool_stats()),
         ("surroundings", surroundings::pool_stats()),

@@ -91,8 +91,6 @@ pub struct Process {
     pub surroundings: Once<surroundings::OfProcess>,
     /// Its limits.
     pub limits: Limits,
-    /// Whether it has had timers.
-    pub has_timers: AtomicBool,
     /// Frames of its calls' lists.
     pub charges: Charges,
     /// The reservation of its first task; other tasks have their own.
@@ -226,7 +224,6 @@ impl Process {
             files,
             surroundings: Once::new(),
             limits: limits.copy(),
-            has_timers: AtomicBool::new(false),
             charges: Charges::default(),
             _place: place,
             outlives_its_end: AtomicBool::new(false),
