@@ -257,7 +257,7 @@ impl ProcessState {
         if open && effect == Effect::Fatal && !task.is_leaving() {
             return self.end(ProcessEnd::Killed(signal));
         }
-        if !task.closed().has(signal) {
+        if open {
             task.kick();
         }
         Visit::NONE
@@ -309,8 +309,9 @@ impl ProcessState {
         }
     }
 
-    /// Takes the next signal for a task of this process that is not `blocked`, its own before those of the process.
-    pub fn take(&self, task: &Task, blocked: Set) -> Option<(Signal, SignalCause)> {
+    /// Takes the next signal for a task of this process, its own before those of the process.
+    pub fn take(&self, task: &Task) -> Option<(Signal, SignalCause)> {
+        let blocked = task.blocked();
         task.pending(self).take(blocked).or_else(|| self.pending.take(blocked))
     }
 }
@@ -374,12 +375,11 @@ impl Visit {
             }
             return VisitOutcome::Next;
         }
-        let open = self.offer.without(task.closed());
+        let open = self.offer.without(task.blocked());
         if open.is_empty() {
             return VisitOutcome::Next;
         }
-        // Linux's `real_blocked`: none is fatal that is blocked while the thread waits for it.
-        if let Some(signal) = state.fatal(open.without(task.blocked())) {
+        if let Some(signal) = state.fatal(open) {
             return VisitOutcome::Fatal(signal);
         }
         self.offer = self.offer.without(open);
