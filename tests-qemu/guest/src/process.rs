@@ -379,11 +379,6 @@ fn locks_of_files_are_linuxs(t: &mut Test) {
     succeeds(t, "locks");
 }
 
-target_test!(timers_send_signals_as_on_linux, limit(60));
-fn timers_send_signals_as_on_linux(t: &mut Test) {
-    succeeds(t, "timers");
-}
-
 target_test!(sequences_of_a_thread_begin_anew_as_on_linux, limit(60));
 fn sequences_of_a_thread_begin_anew_as_on_linux(t: &mut Test) {
     succeeds(t, "rseq");

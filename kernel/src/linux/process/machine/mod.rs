@@ -58,7 +58,7 @@ pub fn start(path: &str, words: Words) -> Result<u32, ExecError> {
 }
 
 /// The pools of processes, tasks, open files and what else they have: for audits that count objects and frames by owner.
-pub fn pools() -> [(&'static str, crate::mm::pool::PoolStats); 15] {
+pub fn pools() -> [(&'static str, crate::mm::pool::PoolStats); 14] {
     let [files, tables] = crate::linux::file::open::pool_stats();
     let [nodes, names, memory_files] = crate::linux::file::files::pool_stats();
     [
