@@ -40,11 +40,14 @@ pub(super) extern "C" fn user_interrupt(thread: &Thread) {
 pub(super) extern "C" fn user_work(frame: &mut TrapFrame, thread: &Thread) {
     while let Some(work) = thread.next_work() {
         match work {
-            Work::SIGNAL | Work::MOVED => {
-                let entry = entry_of(thread);
-                let serve = if work == Work::SIGNAL { entry.signal } else { entry.moved };
+            Work::SIGNAL => {
                 interrupts::enable();
-                sched::deliver_with_checks(thread, || serve(frame, thread));
+                sched::deliver_with_checks(thread, || (entry_of(thread).signal)(frame, thread));
+                let _ = interrupts::mask();
+            }
+            Work::MOVED => {
+                interrupts::enable();
+                sched::deliver_with_checks(thread, || (entry_of(thread).moved)(frame, thread));
                 let _ = interrupts::mask();
             }
             Work::TAG_FAULT => {

@@ -321,9 +321,14 @@ impl Thread {
             self.work.fetch_and(!Work::TAG_FAULT.0, Ordering::Relaxed);
             return Some(Work::TAG_FAULT);
         }
-        let next = [Work::SIGNAL, Work::MOVED].into_iter().find(|next| work & next.0 != 0)?;
-        self.work.fetch_and(!next.0, Ordering::Acquire);
-        Some(next)
+        if work & Work::SIGNAL.0 != 0 {
+            self.work.fetch_and(!Work::SIGNAL.0, Ordering::Acquire);
+            return Some(Work::SIGNAL);
+        }
+        (work != 0).then(|| {
+            self.work.fetch_and(!Work::MOVED.0, Ordering::Relaxed);
+            Work::MOVED
+        })
     }
 
     /// The registers with which it entered the kernel from EL0: at the top of its kernel stack.

@@ -107,15 +107,13 @@ fn refuse(task: &Task) {
     task.force(Signal::SEGV, SignalCause::KERNEL, None);
 }
 
-/// Has the running thread go on at its sequence's abort, if it is in one.
+/// Has the running thread, which has memory registered, go on at its sequence's abort, if it is in one.
 ///
 /// # Errors
 /// `EFAULT`: whether it is cannot be seen, or the abort is none.
+#[inline(never)]
 pub fn restart(task: &Task, frame: &mut TrapFrame) -> Result<(), Errno> {
-    let own = task.rseq.get();
-    if own.at != 0 {
-        frame.elr = own.restarted(frame.elr)?;
-    }
+    frame.elr = task.rseq.get().restarted(frame.elr)?;
     Ok(())
 }
 

@@ -102,7 +102,9 @@ fn enter(
     cause: SignalCause,
     action: &SigAction,
 ) -> Result<(), Errno> {
-    rseq::restart(task, frame)?;
+    if task.rseq.get().at != 0 {
+        rseq::restart(task, frame)?;
+    }
     let blocked = task.blocked();
     let stack = task.stack.get();
     let before = Interrupted {
