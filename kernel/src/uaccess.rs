@@ -69,6 +69,17 @@ pub fn copy_from_user(to: &mut [u8], from: VirtAddr) -> Result<(), AccessError> 
     outcome(unsafe { machine::copy_from(to.as_mut_ptr(), from.0, to.len()) })
 }
 
+/// Copies words from memory of EL0, of any alignment.
+///
+/// # Errors
+/// [`AccessError::Fault`].
+#[inline(always)]
+pub fn read_quads<const N: usize>(from: VirtAddr) -> Result<[u64; N], AccessError> {
+    let mut quads = [[0; 8]; N];
+    copy_from_user(quads.as_flattened_mut(), from)?;
+    Ok(quads.map(u64::from_le_bytes))
+}
+
 /// Copies from memory of EL0 up to the first granule of tags that cannot be read, or the first page; returns how many
 /// bytes were copied.
 pub fn copy_from_user_up_to(to: &mut [u8], from: VirtAddr) -> usize {

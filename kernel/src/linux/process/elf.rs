@@ -31,7 +31,7 @@ const HEADER_SIZE: u16 = 56;
 /// Bytes of the longest note with properties, as on Linux.
 const LONGEST_NOTE: u64 = 1024;
 /// Bytes of the longest path, with its final zero (Linux's `PATH_MAX`).
-const PATH_MAX: u64 = 4096;
+pub const PATH_MAX: usize = 4096;
 const IDENT: usize = 16;
 /// Bytes of a file's header.
 pub const FILE_HEADER: u64 = 64;
@@ -295,7 +295,7 @@ impl Program {
     /// As Linux's `load_elf_binary`: [`ProgramError::BadLinker`], [`ProgramError::CutOffLinker`]. No memory.
     pub fn linker<F: ProgramFile + ?Sized>(&self, file: &F) -> Result<Option<Vec<u8>>, ProgramError> {
         let Some(header) = &self.linker else { return Ok(None) };
-        if !(2..=PATH_MAX).contains(&header.p_filesz) {
+        if !(2..=PATH_MAX as u64).contains(&header.p_filesz) {
             return Err(ProgramError::BadLinker);
         }
         let mut path = bytes::zeros(header.p_filesz as usize).map_err(|_| ProgramError::OutOfMemory)?;

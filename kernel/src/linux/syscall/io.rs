@@ -462,7 +462,7 @@ fn check_pieces(call: &Syscall<'_>) -> Result<u64, Errno> {
 }
 
 pub(super) fn read_piece(array: VirtAddr, index: u64) -> Result<[u64; 2], Errno> {
-    read_quads(VirtAddr(array.0.wrapping_add(index.wrapping_mul(size_of::<IoVec>() as u64))))
+    Ok(read_quads(VirtAddr(array.0.wrapping_add(index.wrapping_mul(size_of::<IoVec>() as u64))))?)
 }
 
 /// Bytes of EL0's, one after the other: of one piece, then of those of a list.

@@ -36,7 +36,7 @@ use crate::linux::process::oom::{self, Relief};
 use crate::linux::process::task::{Restart, RestartKind, Task};
 use crate::sched::{Thread, relax};
 use crate::trap::TrapFrame;
-use crate::uaccess;
+use crate::uaccess::{self, read_quads};
 
 /// One call in progress.
 pub struct Syscall<'a> {
@@ -303,14 +303,6 @@ fn read_bytes<const N: usize>(from: VirtAddr) -> Result<[u8; N], Errno> {
     let mut bytes = [0; N];
     uaccess::copy_from_user(&mut bytes, from)?;
     Ok(bytes)
-}
-
-/// Words at an address of EL0.
-#[inline(always)]
-fn read_quads<const N: usize>(from: VirtAddr) -> Result<[u64; N], Errno> {
-    let mut quads = [[0; 8]; N];
-    uaccess::copy_from_user(quads.as_flattened_mut(), from)?;
-    Ok(quads.map(u64::from_le_bytes))
 }
 
 /// Stores words at an address of EL0.

@@ -15,12 +15,14 @@ use granule_abi::process::{
 use granule_abi::signal::{SIGCHLD, SigInfo};
 use granule_arch::addr::{PAGE, VirtAddr};
 
+use super::usage::USAGE;
 use super::{Answer, Syscall, io, names, read_bytes, read_quads, time, write_quads};
 use crate::chip::timer::{Deadline, uptime_nanoseconds};
 use crate::kernel;
 use crate::linux::errno::Errno;
 use crate::linux::process::charge::Charge;
 use crate::linux::process::clone_request::CloneRequest;
+use crate::linux::process::elf::PATH_MAX;
 use crate::linux::process::exec::Drawn;
 use crate::linux::process::futex::{Scope, Wait};
 use crate::linux::process::registration::Registration;
@@ -256,9 +258,7 @@ fn wait_for_named(call: &Syscall<'_>) -> Result<Option<(u32, ProcessEnd)>, Errno
 
 /// Zeros a `struct rusage`, if there is one: no usage is counted.
 fn clear_usage(usage: VirtAddr) -> Result<(), Errno> {
-    /// Its bytes.
-    const USAGE: usize = 144;
-    if usage.0 == 0 { Ok(()) } else { Ok(uaccess::clear_user(usage, USAGE)?) }
+    if usage.0 == 0 { Ok(()) } else { Ok(uaccess::clear_user(usage, USAGE * size_of::<u64>())?) }
 }
 
 pub(super) fn execve(call: &mut Syscall<'_>) -> Answer {
@@ -329,9 +329,7 @@ impl Deref for Path {
 
 /// Copies a path (Linux's `getname`).
 pub(super) fn read_path(call: &Syscall<'_>, from: VirtAddr) -> Result<Path, Errno> {
-    /// The most bytes of a path, its final zero included.
-    const PATH: usize = 4096;
-    let length = string_length(from, PATH)?.ok_or(Errno::ENAMETOOLONG)?;
+    let length = string_length(from, PATH_MAX)?.ok_or(Errno::ENAMETOOLONG)?;
     let bytes = PagedBytes::zeros(kernel().frames, length)?;
     let mut charge = call.task.process().charges.begin();
     charge.add(1);

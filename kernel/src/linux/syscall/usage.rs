@@ -20,6 +20,9 @@ use crate::uaccess;
 /// Nanoseconds of a tick, in which `times` counts (AT_CLKTCK).
 const TICK: u64 = NANOSECONDS / 100;
 
+/// Words of a `struct rusage`.
+pub(super) const USAGE: usize = 18;
+
 /// Seconds, and microseconds.
 const fn timeval(nanoseconds: u64) -> [u64; 2] {
     [nanoseconds / NANOSECONDS, nanoseconds % NANOSECONDS / 1000]
@@ -48,15 +51,13 @@ pub(super) fn times(call: &mut Syscall<'_>) -> Answer {
 
 /// Time, as [`times`], and no other usage.
 pub(super) fn getrusage(call: &mut Syscall<'_>) -> Answer {
-    /// Words of a `struct rusage`.
-    const WORDS: usize = 18;
     let used = match call.argument::<0>() as i32 {
         RUSAGE_SELF => Clock::Process(call.task.process().id()).now(call.task)?,
         RUSAGE_THREAD => Clock::ThreadToRead.now(call.task)?,
         RUSAGE_CHILDREN => 0,
         _ => return Err(Errno::EINVAL),
     };
-    let mut words = [0; WORDS];
+    let mut words = [0; USAGE];
     [words[0], words[1]] = timeval(used);
     write_quads(call.address::<1>(), words).map(|()| 0)
 }

@@ -44,9 +44,8 @@ impl From<AccessError> for Broken {
 }
 
 fn read(at: u64) -> Result<u64, Broken> {
-    let mut bytes = [0; 8];
-    uaccess::copy_from_user(&mut bytes, VirtAddr(at))?;
-    Ok(u64::from_le_bytes(bytes))
+    let [word] = uaccess::read_quads(VirtAddr(at))?;
+    Ok(word)
 }
 
 fn read_entry(at: u64) -> Result<Entry, Broken> {

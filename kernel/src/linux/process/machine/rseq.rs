@@ -21,7 +21,7 @@ use crate::mm::space::USER_END;
 use crate::sched::Thread;
 use crate::smp::this_cpu;
 use crate::trap::TrapFrame;
-use crate::uaccess;
+use crate::uaccess::{self, read_quads};
 
 impl Registration {
     /// Makes it that of `task`, whose own thread runs or which has not run.
@@ -78,11 +78,12 @@ impl Registration {
 
     /// Has a thread that is at `pc` in a sequence go on at its abort; returns where it goes on.
     fn restarted(self, pc: u64) -> Result<u64, Errno> {
-        let [sequence] = read(self.at.wrapping_add(offset_of!(Rseq, rseq_cs) as u64))?;
+        let [sequence] = read_quads(VirtAddr(self.at.wrapping_add(offset_of!(Rseq, rseq_cs) as u64)))?;
         if sequence == 0 {
             return Ok(pc);
         }
-        let [start, bytes, abort] = read(sequence.wrapping_add(offset_of!(RseqCs, start_ip) as u64))?;
+        let start_ip = VirtAddr(sequence.wrapping_add(offset_of!(RseqCs, start_ip) as u64));
+        let [start, bytes, abort] = read_quads(start_ip)?;
         let is_inside = pc.wrapping_sub(start) < bytes;
         if is_inside {
             let before = abort.checked_sub(4).filter(|_| abort < USER_END.0).ok_or(Errno::EFAULT)?;
@@ -95,12 +96,6 @@ impl Registration {
         self.store_sequence()?;
         Ok(if is_inside { abort } else { pc })
     }
-}
-
-fn read<const N: usize>(from: u64) -> Result<[u64; N], Errno> {
-    let mut words = [[0; 8]; N];
-    uaccess::copy_from_user(words.as_flattened_mut(), VirtAddr(from))?;
-    Ok(words.map(u64::from_le_bytes))
 }
 
 fn refuse(task: &Task) {
