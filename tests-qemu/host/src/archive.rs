@@ -57,9 +57,7 @@ impl Archive {
     #[must_use]
     pub fn end(self) -> Vec<u8> {
         let mut archive = Vec::new();
-        // Numbers of inodes are an archive's own: names that have one are one file.
-        let first = 0x1000 + (self.entries.len() as u32) * 0x10;
-        for (number, (name, (mode, bytes))) in (first..).zip(&self.entries) {
+        for (number, (name, (mode, bytes))) in (1..).zip(&self.entries) {
             let header = newc::Builder::new(name).ino(number).mode(*mode).nlink(1).rdev_major(5).rdev_minor(1);
             let mut entry = header.write(&mut archive, u32::try_from(bytes.len()).expect("a small file"));
             entry.write_all(bytes).and_then(|()| entry.finish()).expect("memory");

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use cpio::newc;
+use granule_host_tests::archive::Archive;
 use granule_host_tests::{built, skip};
 use granule_runner::machine;
 use granule_runner::qemu::{Qemu, Reset, Serial, initrd_of};
@@ -63,17 +63,13 @@ const SKIPPED: [&str; 4] = [
 
 /// Packs the programs that were built in `folder` beside a copy of the kernel, whose path is returned.
 fn pack(folder: &Path) -> std::path::PathBuf {
-    let mut archive = Vec::new();
-    for (number, program) in (1..).zip(PROGRAMS) {
-        let bytes = fs::read(folder.join(program)).unwrap();
-        let header = newc::Builder::new(program).ino(number).mode(0o100_755).nlink(1);
-        let mut entry = header.write(&mut archive, bytes.len() as u32);
-        std::io::Write::write_all(&mut entry, &bytes).unwrap();
-        entry.finish().unwrap();
+    let mut archive = Archive::default();
+    for program in PROGRAMS {
+        archive.file(program, &fs::read(folder.join(program)).unwrap());
     }
     let kernel = folder.join("granule.img");
     fs::copy(built("granule.img"), &kernel).unwrap();
-    fs::write(initrd_of(&kernel), newc::trailer(archive).unwrap()).unwrap();
+    fs::write(initrd_of(&kernel), archive.end()).unwrap();
     kernel
 }
 

@@ -12,6 +12,25 @@ pub(super) struct Family {
     pub(super) scripts: &'static [(&'static str, &'static str)],
 }
 
+/// Has the programs that follow allocate by a library.
+macro_rules! preload {
+    ($library:literal) => {
+        concat!("export LD_PRELOAD=/usr/lib/aarch64-linux-gnu/", $library, "\n")
+    };
+}
+/// Many strings, in one thread.
+macro_rules! strings {
+    () => {
+        "/usr/bin/lua5.4 -e 'local t = {} for r = 1, 5 do for i = 1, 100000 do t[i] = string.rep(\"x\", i % 300) end end print(#t)'"
+    };
+}
+/// Many arrays of bytes, in four threads.
+macro_rules! threads {
+    () => {
+        "/usr/bin/python3.11 -c 'import threading; ts = [threading.Thread(target=lambda: [bytearray(i % 5000) for i in range(20000)]) for _ in range(4)]; [t.start() for t in ts]; [t.join() for t in ts]; print(1)'"
+    };
+}
+
 pub(super) const PACKAGED: [Family; 3] = [
     Family {
         name: "Shells and languages",
@@ -90,15 +109,10 @@ insert into t select x, x*x from c; create index i on t(b); select count(*), sum
             "usr/lib/python3.11",
         ],
         scripts: &[
-            ("jemalloc", "export LD_PRELOAD=/usr/lib/aarch64-linux-gnu/libjemalloc.so.2
-/usr/bin/lua5.4 -e 'local t = {} for r = 1, 5 do for i = 1, 100000 do t[i] = string.rep(\"x\", i % 300) end end print(#t)' || exit
-PYTHONMALLOC=malloc exec /usr/bin/python3.11 -c 'import threading; ts = [threading.Thread(target=lambda: [bytearray(i % 5000) for i in range(20000)]) for _ in range(4)]; [t.start() for t in ts]; [t.join() for t in ts]; print(1)'"),
-            ("mimalloc", "export LD_PRELOAD=/usr/lib/aarch64-linux-gnu/libmimalloc.so.2.0
-/usr/bin/lua5.4 -e 'local t = {} for r = 1, 5 do for i = 1, 100000 do t[i] = string.rep(\"x\", i % 300) end end print(#t)' || exit
-PYTHONMALLOC=malloc exec /usr/bin/python3.11 -c 'import threading; ts = [threading.Thread(target=lambda: [bytearray(i % 5000) for i in range(20000)]) for _ in range(4)]; [t.start() for t in ts]; [t.join() for t in ts]; print(1)'"),
-            ("tcmalloc", "export LD_PRELOAD=/usr/lib/aarch64-linux-gnu/libtcmalloc_minimal.so.4
-exec /usr/bin/lua5.4 -e 'local t = {} for r = 1, 5 do for i = 1, 100000 do t[i] = string.rep(\"x\", i % 300) end end print(#t)'"),
-            ("glibc-malloc", "exec env PYTHONMALLOC=malloc /usr/bin/python3.11 -c 'import threading; ts = [threading.Thread(target=lambda: [bytearray(i % 5000) for i in range(20000)]) for _ in range(4)]; [t.start() for t in ts]; [t.join() for t in ts]; print(1)'"),
+            ("jemalloc", concat!(preload!("libjemalloc.so.2"), strings!(), " || exit\nPYTHONMALLOC=malloc exec ", threads!())),
+            ("mimalloc", concat!(preload!("libmimalloc.so.2.0"), strings!(), " || exit\nPYTHONMALLOC=malloc exec ", threads!())),
+            ("tcmalloc", concat!(preload!("libtcmalloc_minimal.so.4"), "exec ", strings!())),
+            ("glibc-malloc", concat!("exec env PYTHONMALLOC=malloc ", threads!())),
         ],
     },
     Family {
