@@ -563,18 +563,27 @@ fn threads(path: &CStr) {
 
 /// Signals with a handler do not cut reads of files short.
 fn signals(path: &CStr) {
+    const READS: u64 = 300;
+    /// Signals to each: a read that is sent another one as often as it begins again never ends.
+    const EACH: u64 = 4;
     interrupt_by(SIGUSR1, SA_RESTART);
     let file = open(path, O_RDONLY).expect("the program's own file");
     let size = fstat(file).expect("its status").st_size as u64;
     let room = map(size.next_multiple_of(PAGE), RW).expect("pages");
-    let own = process::id();
-    let sender = process::spawn(|| {
-        until(|| process::kill(own as i32, SIGUSR1).is_err());
-    });
-    let short = (0..300).filter(|_| call(PREAD64, [file, room, size, 0]) != Ok(size)).count();
+    let (reader, reads) = (process::thread_id(), AtomicU64::new(0));
+    let send = || {
+        for sent in 0..READS * EACH {
+            until(|| sent / EACH <= reads.load(Ordering::Relaxed));
+            equal("sent", process::tgkill(process::id(), reader, SIGUSR1), Ok(()));
+        }
+    };
+    let is_short = |_: &u64| {
+        let read = call(PREAD64, [file, room, size, 0]);
+        reads.fetch_add(1, Ordering::Relaxed);
+        read != Ok(size)
+    };
+    let (_, short) = beside(send, || (0..READS).filter(is_short).count());
     equal("reads that are short", short, 0);
-    equal("ended", process::kill(sender as i32, SIGKILL), Ok(()));
-    process::wait(sender);
     equal("closed", close(file), Ok(0));
 }
 
