@@ -1,6 +1,7 @@
 //! The kernel's own threads, which have memory to spare: they free pages, make page blocks whole, and collapse leaves; and
 //! what the kernel itself holds and does not need, given back where frames are few.
 
+use core::sync::atomic::{AtomicU64, Ordering, fence};
 use core::time::Duration;
 
 use granule_arch::addr::PhysAddr;
@@ -25,6 +26,28 @@ pub fn start(cpu: &'static Cpu) -> Result<(), OutOfMemory> {
     reclaimer::start(cpu)?;
     compactor::start(cpu)?;
     collapser::start(cpu)
+}
+
+static BEGUN: AtomicU64 = AtomicU64::new(0);
+static ENDED: AtomicU64 = AtomicU64::new(0);
+
+/// Passes that began of the threads that the frame allocator wakes, where none is in one now. Such a pass has frames in its
+/// hands, and those that it frees are on their way: accounts are sound where this is the same before and after them.
+pub fn ended_passes() -> Option<u64> {
+    // Pairs with the one in `pass`: who sees what a pass has done sees that it began.
+    fence(Ordering::Acquire);
+    // In this order: a pass that begins and ends in between makes them differ.
+    let ended = ENDED.load(Ordering::Acquire);
+    (BEGUN.load(Ordering::Relaxed) == ended).then_some(ended)
+}
+
+/// Counts `work` in [`ended_passes`].
+fn pass<R>(work: impl FnOnce() -> R) -> R {
+    BEGUN.fetch_add(1, Ordering::Relaxed);
+    fence(Ordering::Release);
+    let result = work();
+    ENDED.fetch_add(1, Ordering::Release);
+    result
 }
 
 /// A thread that the frame allocator wakes.
@@ -63,7 +86,7 @@ fn publish(cpu: &Cpu, freed: usize) {
 /// Frees pages of files where frames are few.
 mod reclaimer {
     use super::{
-        Cpu, Deadline, Duration, Once, OutOfMemory, ThreadRef, Used, give_back, kernel, sched, this_cpu, wake,
+        Cpu, Deadline, Duration, Once, OutOfMemory, ThreadRef, Used, give_back, kernel, pass, sched, this_cpu, wake,
     };
 
     /// Between two passes: what is used at all is used in such a time.
@@ -87,9 +110,11 @@ mod reclaimer {
             sched::park();
             let mut fruitless = 0;
             while !frames.has_room_for(room) && fruitless < FRUITLESS {
-                // First what is of no use any more.
-                give_back(this_cpu());
-                let freed = spaces.reclaim(this_cpu(), room, Used::Age, &|| false);
+                let freed = pass(|| {
+                    // First what is of no use any more.
+                    give_back(this_cpu());
+                    spaces.reclaim(this_cpu(), room, Used::Age, &|| false)
+                });
                 fruitless = if freed == 0 { fruitless + 1 } else { 0 };
                 sched::sleep_through(Deadline::after(PAUSE));
             }
@@ -99,7 +124,7 @@ mod reclaimer {
 
 /// Makes page blocks whole where a program found none.
 mod compactor {
-    use super::{Cpu, Deadline, Duration, Once, OutOfMemory, ThreadRef, kernel, sched, this_cpu, wake};
+    use super::{Cpu, Deadline, Duration, Once, OutOfMemory, ThreadRef, kernel, pass, sched, this_cpu, wake};
 
     /// Blocks that a pass makes.
     const WANTED: usize = 4;
@@ -121,7 +146,7 @@ mod compactor {
         let mut pause = PAUSE;
         loop {
             sched::park();
-            let made = kernel().spaces.compact(this_cpu(), WANTED, &|| false);
+            let made = pass(|| kernel().spaces.compact(this_cpu(), WANTED, &|| false));
             pause = if made == 0 { (pause * 2).min(LONGEST_PAUSE) } else { PAUSE };
             sched::sleep_through(Deadline::after(pause));
         }

@@ -20,13 +20,13 @@ use granule::linux::process::status::{ExecError, Life, PathError, ProcessEnd, Su
 use granule::linux::process::tree::PROCESSES;
 use granule::mm::notifier::{Event, Range, Subscriber, Subscription};
 use granule::mm::space::SpaceRef;
-use granule::mm::{heap, layout};
+use granule::mm::layout;
 use granule::sched::{self, sleep_until};
 use granule::smp::{self, this_cpu};
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::VirtAddr;
 use granule_arch::features::Pan;
 
-use crate::harness::{TakenFrames, Test, frames_of_files, patience, target_test, wait_until};
+use crate::harness::{TakenFrames, Test, frames_in_use, patience, target_test, wait_until};
 
 fn words(line: &str) -> Result<Words, Errno> {
     let mut words = Words::new();
@@ -107,9 +107,9 @@ fn threads_that_never_ran_leave_nothing_for_long(t: &mut Test) {
 
 /// A program ends well, and so many frames are in use as before.
 fn leaves_nothing(t: &mut Test, line: &str) {
-    let before = in_use();
+    let before = frames_in_use();
     succeeds(t, line);
-    t.equal("frames in use", in_use(), before);
+    t.equal("frames in use", frames_in_use(), before);
 }
 
 target_test!(numbers_begin_again, limit(600), long());
@@ -690,15 +690,6 @@ fn what_is_no_program_is_refused(t: &mut Test) {
     t.check("the initrd has programs", files > 4);
 }
 
-/// Frames in use, but for those that are kept for objects to come.
-pub(crate) fn in_use() -> usize {
-    sched::trim(this_cpu());
-    let processes: usize = process::pools().iter().map(|(_, pool)| pool.frames).sum();
-    let kept = sched::kept_frames() + processes + kernel().spaces.kept_frames();
-    let heap = heap::kernel_heap().stats().total / PAGE_SIZE;
-    kernel().frames.stats().used - kept - kernel().space.kept_frames() - heap - frames_of_files()
-}
-
 // With k frames and no more a program either starts or does not, and is then killed or not; whatever it is, what it
 // took comes back. From some k on it runs to its end.
 target_test!(memory_may_run_out_at_any_step_of_a_programs_life, limit(120));
@@ -715,7 +706,7 @@ fn memory_may_run_out_at_any_step_of_a_programs_life(t: &mut Test) {
         for frames in (0..200).step_by(step) {
             taken.fill();
             taken.give_back(frames);
-            let before = in_use();
+            let before = frames_in_use();
             match start(line) {
                 Ok(id) => match process::wait(id) {
                     Some(end) if end == good => ran = true,
@@ -727,7 +718,7 @@ fn memory_may_run_out_at_any_step_of_a_programs_life(t: &mut Test) {
                 }
             }
             settle(t, threads);
-            t.equal("frames in use afterwards", in_use(), before);
+            t.equal("frames in use afterwards", frames_in_use(), before);
             if ran {
                 break;
             }

@@ -12,8 +12,7 @@ use granule::smp::{self, CpuSet, this_cpu};
 use granule::sync::rank;
 use granule_arch::wait;
 
-use crate::harness::{Test, another_cpu, drain_magazines, target_test, wait_until};
-use crate::process::in_use;
+use crate::harness::{Test, another_cpu, drain_magazines, frames_in_use, target_test, wait_until};
 
 /// Sleeps until all threads that tests have made are gone, at most some seconds.
 pub(crate) fn wait_until_alone(t: &mut Test) {
@@ -36,16 +35,16 @@ fn stacks_of_ended_threads_are_few_and_given_back(t: &mut Test) {
         }
         wait_until_alone(t);
     };
-    let before = in_use();
+    let before = frames_in_use();
     all_end(t);
     t.equal("stacks that are kept", sched::trim(this_cpu()), KEPT);
-    t.equal("frames in use", in_use(), before);
+    t.equal("frames in use", frames_in_use(), before);
     all_end(t);
     drain_magazines();
     services::give_back(this_cpu());
     t.equal("frames that only one CPU finds", kernel().frames.stats().in_magazines, 0);
     t.equal("stacks that are left", sched::trim(this_cpu()), 0);
-    t.equal("frames in use", in_use(), before);
+    t.equal("frames in use", frames_in_use(), before);
 }
 
 target_test!(sleepers_wake_in_time_and_in_order);

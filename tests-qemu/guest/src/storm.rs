@@ -30,8 +30,8 @@ use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use spin::Once;
 use spin::mutex::SpinMutex;
 
-use crate::harness::{Test, draws, target_test, wait_until};
-use crate::process::{in_use, settle, start, terminate};
+use crate::harness::{Test, draws, frames_in_use, target_test, wait_until};
+use crate::process::{settle, start, terminate};
 
 /// Where `storm` has pages of its own; the first two are one or the other.
 const PLACES: [(VirtAddr, u64); 6] = [
@@ -132,7 +132,7 @@ fn storm(t: &mut Test, rounds: usize) {
     let (cpu, frames) = (this_cpu(), kernel().frames);
     let devices = [0, 1].map(|index| t.ok("edu", edu(cpu, index)));
     let [Some(first), Some(second)] = devices else { return };
-    let (threads, reserve, before) = (sched::thread_count(), frames.reserve(), in_use());
+    let (threads, reserve, before) = (sched::thread_count(), frames.reserve(), frames_in_use());
     let (mut ids, mut spaces) = (heapless::Vec::<u32, PROCESSES>::new(), heapless::Vec::new());
     for number in 1..=PROCESSES {
         let mut line = heapless::String::<64>::new();
@@ -170,7 +170,7 @@ fn storm(t: &mut Test, rounds: usize) {
     BESIDE.spaces.get().into_iter().for_each(|spaces| spaces.lock().clear());
     settle(t, threads);
     report(t);
-    t.equal("frames in use", in_use(), before);
+    t.equal("frames in use", frames_in_use(), before);
 }
 
 /// Prints and checks the counts of the threads beside the programs.

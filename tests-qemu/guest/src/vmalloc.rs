@@ -18,7 +18,7 @@ use granule::trap::probe;
 use granule_arch::addr::{PAGE, PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_pgtable::Leaves;
 
-use crate::harness::{Test, target_test};
+use crate::harness::{Test, frames_in_use, target_test};
 
 const BLOCK_PAGES: u64 = 512;
 const GROUP_PAGES: u64 = 16;
@@ -69,7 +69,7 @@ fn areas_have_unmapped_pages_on_both_sides(t: &mut Test) {
 
 target_test!(huge_areas_are_blocks_of_memory_of_their_own);
 fn huge_areas_are_blocks_of_memory_of_their_own(t: &mut Test) {
-    let used = granule::kernel().frames.stats().used;
+    let used = frames_in_use();
     let Some(area) = t.ok("vmalloc_huge", space().vmalloc_huge(this_cpu(), BLOCK_PAGES + 1)) else { return };
     let (start, pages) = (area.start(), area.pages());
     t.equal("whole blocks", pages, 2 * BLOCK_PAGES);
@@ -91,7 +91,7 @@ fn huge_areas_are_blocks_of_memory_of_their_own(t: &mut Test) {
     space().vfree(this_cpu(), area);
     t.check("gone", probe::read::<u64>(start).is_err());
     space().reclaim(this_cpu());
-    t.check("no memory is kept but for tables", granule::kernel().frames.stats().used <= used + 4);
+    t.equal("frames in use", frames_in_use(), used);
 }
 
 // All CPUs have the block in their TLBs while a part of it is made read-only and executable, and when it is gone.
@@ -174,12 +174,12 @@ fn what_cannot_be_had_is_an_error_and_takes_nothing(t: &mut Test) {
 // it, and with areas of pages, which take the most tables.
 target_test!(frames_without_tables_are_given_back, machines("pages"));
 fn frames_without_tables_are_given_back(t: &mut Test) {
-    space().reclaim(this_cpu());
+    let used = frames_in_use();
     let free = granule::kernel().frames.stats().free as u64;
     // The node of the area may take a frame as well, so a few less than all: too few for a table for each 512 pages.
     let tight = space().vmalloc(this_cpu(), free - 8).err();
     t.check("no tables", matches!(tight, Some(VmallocError::Tables(granule_pgtable::Error::OutOfTables { .. }))));
-    t.equal("frames that are free", granule::kernel().frames.stats().free as u64, free);
+    t.equal("frames in use", frames_in_use(), used);
 }
 
 target_test!(freed_areas_give_their_frames_and_addresses_back);
@@ -188,7 +188,7 @@ fn freed_areas_give_their_frames_and_addresses_back(t: &mut Test) {
     let start = first.start();
     space().vfree(this_cpu(), first);
     space().purge(this_cpu());
-    let used = granule::kernel().frames.stats().used;
+    let used = frames_in_use();
     for _ in 0..200 {
         let pages = 1 + t.random() % 40;
         let Some(area) = t.ok("vmalloc", space().vmalloc(this_cpu(), pages)) else { return };
@@ -196,7 +196,7 @@ fn freed_areas_give_their_frames_and_addresses_back(t: &mut Test) {
         space().vfree(this_cpu(), area);
         space().purge(this_cpu());
     }
-    t.equal("frames in use", granule::kernel().frames.stats().used, used);
+    t.equal("frames in use", frames_in_use(), used);
 }
 
 target_test!(the_linear_map_shows_all_memory_by_the_leaves_that_fit);
@@ -319,10 +319,10 @@ fn given_frames_are_seen_by_each_copy_on_each_cpu_until_they_are_unmapped(t: &mu
     t.ok("and writable", space().set_memory_rw(start + 3 * PAGE, 1));
     t.equal("wrong, both copies writable again", wrong(see_ring, true), 0);
     t.equal("not by vfree", space().vfree_at(this_cpu(), start), Err(VmallocError::WrongKind(start, AreaKind::Mapped)));
-    let used = granule::kernel().frames.stats().used - space().kept_frames();
+    let used = frames_in_use();
     t.equal("unmapped", space().vunmap(this_cpu(), start), Ok(2 * RING_PAGES));
     t.equal("pages that a CPU still reaches", wrong(see_no_ring, true), 0);
-    t.equal("frames in use", granule::kernel().frames.stats().used - space().kept_frames(), used);
+    t.equal("frames in use", frames_in_use(), used);
     for frame in frames {
         let alias = layout::linear(frame) + 64;
         t.equal("the frame has what was written", probe::read::<u64>(alias).map(|word| word >= start.0), Ok(true));

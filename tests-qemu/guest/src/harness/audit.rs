@@ -8,7 +8,7 @@ use core::time::Duration;
 
 use granule::bootargs::{self, PARAMETERS, Parameter};
 use granule::chip::message;
-use granule::chip::timer;
+use granule::chip::timer::{self, Deadline};
 use granule::devices::pci::{self, Function};
 use granule::devices::virtio::mmio::{self, Node};
 use granule::linux::file::files;
@@ -17,8 +17,9 @@ use granule::linux::process;
 use granule::mm::heap;
 use granule::mm::kernel::{self, area::AreaKind};
 use granule::mm::space::Tally;
+use granule::sched::sleep_until;
 use granule::smp::{self, Cpu, this_cpu};
-use granule::{iommu, sched};
+use granule::{iommu, sched, services};
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::{interrupts, wait};
 use granule_pgtable::PageRange;
@@ -98,9 +99,41 @@ impl InTree {
     }
 }
 
-/// Frames of the files that have names, which stay.
-pub(crate) fn frames_of_files() -> usize {
-    InTree::take().frames
+/// Reads accounts while the kernel's own threads rest: in a pass they have frames in their hands.
+pub(crate) fn between_passes<T>(read: impl Fn() -> T) -> T {
+    let patience = Patience::of(PATIENCE);
+    loop {
+        let passes = services::ended_passes();
+        let read = read();
+        if (passes.is_some() && services::ended_passes() == passes) || patience.has_passed() {
+            return read;
+        }
+        sleep_until(Deadline::after(Duration::from_millis(1)));
+    }
+}
+
+/// Frames in use, but for those that the kernel keeps when their users go.
+pub(crate) fn frames_in_use() -> usize {
+    between_passes(|| {
+        trim();
+        frames_now(&InTree::take())
+    })
+}
+
+/// Gives back what is kept for later and can be had back.
+fn trim() {
+    sched::trim(this_cpu());
+    while granule::kernel().space.reclaim(this_cpu()) != 0 {}
+}
+
+/// [`frames_in_use`] at this moment: those of tables, pools, the heap and files with names stay.
+fn frames_now(tree: &InTree) -> usize {
+    let kernel = granule::kernel();
+    let pools = process::pools().iter().map(|(_, pool)| pool.frames).sum::<usize>();
+    let kept = kernel.space.kept_frames() + kernel.spaces.kept_frames() + sched::kept_frames() + pools;
+    let devices = message::kept_frames() + iommu::kept_frames() + iommu::coherent_pages();
+    let heap = heap::kernel_heap().stats().total / PAGE_SIZE;
+    kernel.frames.stats().used - kept - devices - heap - tree.frames
 }
 
 /// The accounts that must be the same before a test and after it.
@@ -115,11 +148,14 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
-    /// The kernel as it is now.
+    /// The kernel as it is, with nothing kept that could be given back.
     pub(crate) fn take() -> Self {
-        let (kernel, cpu) = (granule::kernel(), this_cpu());
-        sched::trim(cpu);
-        while kernel.space.reclaim(cpu) != 0 {}
+        between_passes(Self::take_now)
+    }
+
+    fn take_now() -> Self {
+        let kernel = granule::kernel();
+        trim();
         let (mut areas, mut device_areas) = (0, 0);
         kernel.space.for_each_area(|area| match area.kind() {
             AreaKind::Device => device_areas += 1,
@@ -131,16 +167,9 @@ impl Snapshot {
             let _ = accounts.push((what, how_many));
         };
         let tree = InTree::take();
-        let (heap, frames, pools) = (heap::kernel_heap().stats(), kernel.frames.stats(), process::pools());
-        // Frames that the kernel keeps when their users go: tables, pools, the heap's pages.
-        let programs = sched::kept_frames() + kernel.spaces.kept_frames();
-        let programs = programs + pools.iter().map(|(_, pool)| pool.frames).sum::<usize>();
-        let devices = message::kept_frames() + iommu::kept_frames() + iommu::coherent_pages();
-        count(
-            "frames in use",
-            frames.used - kernel.space.kept_frames() - devices - programs - heap.total / PAGE_SIZE - tree.frames,
-        );
-        count("frees of frames refused", frames.refused as usize);
+        let (heap, pools) = (heap::kernel_heap().stats(), process::pools());
+        count("frames in use", frames_now(&tree));
+        count("frees of frames refused", kernel.frames.stats().refused as usize);
         // Which objects of the heap are sampled depends on the time.
         let guarded = heap::guarded::guarded_heap().stats().in_use;
         count("objects on the heap", heap.allocations + usize::from(guarded));

@@ -28,7 +28,7 @@ use granule_protocol::{ASK, Event, FLAG_LOGS_ERRORS, Nonce, Port, Record};
 use linkme::distributed_slice;
 
 use audit::Snapshot;
-pub(crate) use audit::frames_of_files;
+pub(crate) use audit::{between_passes, frames_in_use};
 pub(crate) use features::{KNOWN, device, has, is_device};
 use plan::Plan;
 pub(crate) use promises::Promised;
