@@ -81,9 +81,12 @@ numbers! {
     TKILL = 130 "tkill";
     TGKILL = 131 "tgkill";
     SIGALTSTACK = 132 "sigaltstack";
+    RT_SIGSUSPEND = 133 "rt_sigsuspend";
     RT_SIGACTION = 134 "rt_sigaction";
     RT_SIGPROCMASK = 135 "rt_sigprocmask";
     RT_SIGPENDING = 136 "rt_sigpending";
+    RT_SIGTIMEDWAIT = 137 "rt_sigtimedwait";
+    RT_SIGQUEUEINFO = 138 "rt_sigqueueinfo";
     RT_SIGRETURN = 139 "rt_sigreturn";
     TIMES = 153 "times";
     GETGROUPS = 158 "getgroups";
@@ -124,6 +127,7 @@ numbers! {
     SET_MEMPOLICY = 237 "set_mempolicy";
     MIGRATE_PAGES = 238 "migrate_pages";
     MOVE_PAGES = 239 "move_pages";
+    RT_TGSIGQUEUEINFO = 240 "rt_tgsigqueueinfo";
     WAIT4 = 260 "wait4";
     PRLIMIT64 = 261 "prlimit64";
     PROCESS_VM_READV = 270 "process_vm_readv";

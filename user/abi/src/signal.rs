@@ -87,6 +87,8 @@ pub const SIG_SETMASK: u64 = 2;
 
 /// Sent by kill.
 pub const SI_USER: i32 = 0;
+/// Sent by sigqueue.
+pub const SI_QUEUE: i32 = -1;
 /// Sent by the kernel.
 pub const SI_KERNEL: i32 = 0x80;
 /// Sent by tkill or tgkill.

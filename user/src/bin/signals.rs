@@ -23,6 +23,7 @@ fn run(start: Start) -> u8 {
         faults_tell_why_and_where faults_without_a_handler_kill blocked_signals_wait a_handler_runs_with_its_mask
         threads_have_their_own handlers_have_a_stack
     }
+    parts! { () a_call_sleeps_with_its_mask signals_are_waited_for causes_are_given }
     #[cfg(target_arch = "aarch64")]
     a_handlers_frame_record_leads_to_what_it_interrupted();
     parts! { ()
@@ -105,6 +106,142 @@ fn blocked_signals_wait() {
     process::kill(process::id() as i32, SIGUSR1).expect("a signal to oneself");
     assert_eq!(SEEN.take(), (1, SIGUSR1, SI_USER));
     assert_eq!(SEEN.address.load(Ordering::Relaxed) as u32, process::id(), "si_pid");
+}
+
+/// `rt_sigsuspend` with this mask.
+fn suspend(mask: &u64, size: u64) -> Result<u64, Errno> {
+    call(RT_SIGSUSPEND, [&raw const *mask as u64, size])
+}
+
+fn a_call_sleeps_with_its_mask() {
+    assert_eq!(suspend(&0, 4), Err(EINVAL));
+    assert_eq!(call(RT_SIGSUSPEND, [NOWHERE, 8]), Err(EFAULT));
+    set(SIGUSR1, note, SA_RESTART, 0);
+    mask(SIG_BLOCK, set_of(SIGUSR1)).expect("a mask");
+    raise(SIGUSR1);
+    // The call never goes on after a handler.
+    assert_eq!(suspend(&set_of(SIGUSR2), 8), Err(EINTR));
+    assert_eq!(SEEN.take(), (1, SIGUSR1, SI_TKILL), "it was open in the call");
+    assert_eq!(mask(SIG_SETMASK, 0), Ok(set_of(SIGUSR1)), "the mask is back");
+    assert_eq!(while_signalled(SIGUSR1, MILLISECOND, || suspend(&set_of(SIGUSR2), 8)), Err(EINTR), "it sleeps");
+    assert_ne!(SEEN.take().0, 0);
+}
+
+/// `rt_sigtimedwait` for these, with a limit of nanoseconds: the signal, or the failure, and the information.
+fn wait_for(set: u64, limit: Option<u64>) -> (Result<u64, Errno>, SigInfo) {
+    let mut info = SigInfo::new(0, 0);
+    let limit = limit.map(Timespec::from_nanoseconds);
+    let limit = limit.as_ref().map_or(0, |limit| &raw const *limit as u64);
+    (call(RT_SIGTIMEDWAIT, [&raw const set as u64, &raw mut info as u64, limit, 8]), info)
+}
+
+fn signals_are_waited_for() {
+    let (both, limit) = (set_of(SIGUSR1) | set_of(SIGUSR2), Timespec { seconds: 0, nanoseconds: 1_000_000_000 });
+    let (set_at, limit_at) = (&raw const both as u64, &raw const limit as u64);
+    assert_eq!(call(RT_SIGTIMEDWAIT, [set_at, 0, 0, 4]), Err(EINVAL));
+    assert_eq!(call(RT_SIGTIMEDWAIT, [NOWHERE, 0, 0, 8]), Err(EFAULT));
+    assert_eq!(call(RT_SIGTIMEDWAIT, [set_at, 0, NOWHERE, 8]), Err(EFAULT));
+    assert_eq!(call(RT_SIGTIMEDWAIT, [set_at, 0, limit_at, 8]), Err(EINVAL));
+    for (waited_for, limit) in [(both, 0), (0, 1000), (set_of(SIGKILL), 1000), (both, MILLISECOND)] {
+        assert_eq!(wait_for(waited_for, Some(limit)).0, Err(EAGAIN), "{waited_for:#x}, {limit}");
+    }
+    // Blocked signals, whatever their action: by number, each with its cause, and a handler does not run.
+    set_without_handler(SIGUSR1, SIG_DFL);
+    set_without_handler(SIGUSR2, SIG_IGN);
+    mask(SIG_BLOCK, both).expect("a mask");
+    process::kill(process::id() as i32, SIGUSR2).expect("a signal to oneself");
+    raise(SIGUSR1);
+    let taken = [(); 2].map(|()| wait_for(both, Some(0)));
+    assert_eq!(
+        taken.map(|(answer, info)| (answer, info.code, info.process())),
+        [(Ok(SIGUSR1.into()), SI_TKILL, process::id()), (Ok(SIGUSR2.into()), SI_USER, process::id()),]
+    );
+    raise(SIGUSR1);
+    let bad = call(RT_SIGTIMEDWAIT, [set_at, NOWHERE, 0, 8]);
+    assert_eq!((bad, wait_for(both, Some(0)).0), (Err(EFAULT), Err(EAGAIN)), "it is taken all the same");
+    // A sleeping thread is woken by what it blocks: to itself, and to the process, whose other thread blocks it too.
+    for (to_thread, signal) in [(true, SIGUSR1), (true, SIGUSR2), (false, SIGUSR1), (false, SIGUSR2)] {
+        let waiter = process::thread_id();
+        let (_, woken) = beside(
+            || {
+                // Whether the other one sleeps by then changes no answer.
+                time::sleep(2 * MILLISECOND).expect("a sleep");
+                let (own, number) = (process::id(), process::id() as i32);
+                let sent = if to_thread { process::tgkill(own, waiter, signal) } else { process::kill(number, signal) };
+                sent.expect("a signal");
+            },
+            || wait_for(both, None).0,
+        );
+        assert_eq!(woken, Ok(signal.into()), "{to_thread}");
+    }
+    mask(SIG_SETMASK, set_of(SIGUSR2)).expect("a mask");
+    // Another one interrupts, and never has it go on.
+    set(SIGUSR1, note, SA_RESTART, 0);
+    assert_eq!(while_signalled(SIGUSR1, MILLISECOND, || wait_for(set_of(SIGUSR2), None).0), Err(EINTR));
+    assert_ne!(SEEN.take().0, 0);
+    mask(SIG_SETMASK, 0).expect("a mask");
+    // An open one that ends the process does so.
+    let end = process::run(|| {
+        set_without_handler(SIGUSR1, SIG_DFL);
+        let waiter = process::id();
+        process::spawn(|| {
+            time::sleep(2 * MILLISECOND).expect("a sleep");
+            process::kill(waiter as i32, SIGUSR1).expect("a signal");
+            0
+        });
+        let _ = wait_for(set_of(SIGUSR1), None);
+    });
+    assert_eq!(end, killed(SIGUSR1));
+}
+
+fn causes_are_given() {
+    const VALUE: u64 = 0x1122_3344_5566_7788;
+    static VALUES: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+    extern "C" fn keep(_: u32, info: &SigInfo, _: &mut UContext) {
+        VALUES.iter().zip(info.fields).for_each(|(place, field)| place.store(field, Ordering::Relaxed));
+    }
+    let own = u64::from(process::id());
+    let cause = |code| {
+        let mut info = SigInfo::new(99, code);
+        info.fields[..2].copy_from_slice(&[5 << 32 | 123, VALUE]);
+        info
+    };
+    let queue = |id: u64, signal: u32, code| {
+        let info = cause(code);
+        call(RT_SIGQUEUEINFO, [id, signal.into(), &raw const info as u64])
+    };
+    let to_thread = |process: u64, thread: u64, signal: u32, code| {
+        let info = cause(code);
+        call(RT_TGSIGQUEUEINFO, [process, thread, signal.into(), &raw const info as u64])
+    };
+    const REAL_TIME: u32 = 35;
+    for signal in [SIGUSR1, REAL_TIME] {
+        // To oneself, any code.
+        for code in [SI_QUEUE, SI_USER, SI_TKILL, 5] {
+            set(signal, keep, 0, 0);
+            assert_eq!(queue(own, signal, code), Ok(0), "{signal}, {code}");
+            assert_eq!(VALUES.each_ref().map(|value| value.swap(0, Ordering::Relaxed)), [5 << 32 | 123, VALUE]);
+            mask(SIG_BLOCK, set_of(signal)).expect("a mask");
+            assert_eq!(to_thread(own, own, signal, code), Ok(0));
+            let (taken, info) = wait_for(set_of(signal), Some(0));
+            assert_eq!((taken, info), (Ok(signal.into()), SigInfo { signal: signal as i32, ..cause(code) }));
+            mask(SIG_SETMASK, 0).expect("a mask");
+        }
+    }
+    let child = process::spawn(|| -> u8 { time::sleep_for_ever() });
+    let id = u64::from(child);
+    for (code, answer) in [(SI_USER, Err(EPERM)), (5, Err(EPERM)), (SI_TKILL, Err(EPERM)), (SI_QUEUE, Ok(0))] {
+        assert_eq!([queue(id, 0, code), to_thread(id, id, 0, code)], [answer; 2], "{code}");
+    }
+    assert_eq!(queue(id, 65, SI_QUEUE), Err(EINVAL));
+    assert_eq!([0, u64::MAX, 99_999_999].map(|id| queue(id, 65, SI_QUEUE)), [Err(ESRCH); 3]);
+    assert_eq!(queue(99_999_999, 0, SI_USER), Err(EPERM), "before it is looked for");
+    assert_eq!(call(RT_SIGQUEUEINFO, [99_999_999, 0, NOWHERE]), Err(EFAULT));
+    assert_eq!([to_thread(0, own, 0, SI_USER), to_thread(own, 0, 0, SI_USER)], [Err(EINVAL); 2]);
+    assert_eq!(to_thread(id, own, 0, SI_QUEUE), Err(ESRCH), "another process's");
+    assert_eq!(call(RT_TGSIGQUEUEINFO, [0, own, 0, NOWHERE]), Err(EFAULT));
+    assert_eq!(queue(id, SIGTERM, SI_QUEUE), Ok(0));
+    assert_eq!(process::wait(child), killed(SIGTERM));
 }
 
 fn a_handler_runs_with_its_mask() {

@@ -60,11 +60,14 @@ pub(super) fn pidfd_send_signal(call: &mut Syscall<'_>) -> Answer {
     let cause = if from.0 == 0 {
         SignalCause::process(if to_thread { SI_TKILL } else { SI_USER }, own)
     } else {
-        given(from, number)?
+        let (same, cause) = given(from)?;
+        if same != number {
+            return Err(Errno::EINVAL);
+        }
+        cause
     };
-    // Of the kernel's causes and of kill's it may give those alone that it sends to itself.
-    if from.0 != 0 && !to_itself && (cause.code >= 0 || cause.code == SI_TKILL) {
-        return Err(Errno::EPERM);
+    if from.0 != 0 {
+        permit(&cause, to_itself)?;
     }
     match scope {
         // There is one process group, which no process that has a pidfd leads.
@@ -90,12 +93,16 @@ pub(super) fn process_mrelease(call: &mut Syscall<'_>) -> Answer {
     }
 }
 
-/// The cause that the caller gives for signal `number`.
-fn given(from: VirtAddr, number: u32) -> Result<SignalCause, Errno> {
+/// The signal's number and the cause that the caller gives.
+pub(super) fn given(from: VirtAddr) -> Result<(u32, SignalCause), Errno> {
     const WORDS: usize = size_of::<SigInfo>() / size_of::<u64>();
     let [first, second, field, next, ..]: [u64; WORDS] = read_quads(from)?;
-    if first as u32 != number {
-        return Err(Errno::EINVAL);
-    }
-    Ok(SignalCause { code: second as u32 as i32, fields: [field, next] })
+    let cause = SignalCause { code: second as u32 as i32, fields: [field, next] };
+    Ok((first as u32, cause))
+}
+
+/// Of the kernel's causes and of kill's a program may give those alone that it sends to itself.
+pub(super) fn permit(cause: &SignalCause, to_itself: bool) -> Result<(), Errno> {
+    let is_reserved = cause.code >= 0 || cause.code == SI_TKILL;
+    if is_reserved && !to_itself { Err(Errno::EPERM) } else { Ok(()) }
 }

@@ -78,7 +78,7 @@ pub(super) fn ppoll(call: &mut Syscall<'_>) -> Answer {
 }
 
 /// Blocks the signals of a set in memory; returns those that were blocked.
-fn exchange_mask(call: &Syscall<'_>, mask: VirtAddr, size: u64) -> Result<Set, Errno> {
+pub(super) fn exchange_mask(call: &Syscall<'_>, mask: VirtAddr, size: u64) -> Result<Set, Errno> {
     if size != SET {
         return Err(Errno::EINVAL);
     }

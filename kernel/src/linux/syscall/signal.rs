@@ -1,15 +1,21 @@
 //! Calls for signals.
 
-use granule_abi::signal::{SI_TKILL, SI_USER, SIG_BLOCK, SIG_SETMASK, SIG_UNBLOCK, SigAction, SigStack};
+use core::time::Duration;
+
+use granule_abi::signal::{SI_TKILL, SI_USER, SIG_BLOCK, SIG_SETMASK, SIG_UNBLOCK, SigAction, SigInfo, SigStack};
 use granule_arch::addr::VirtAddr;
 
+use super::pidfd::{given, permit};
+use super::poll::exchange_mask;
+use super::time::read_timespec;
 use super::{Answer, Syscall, read_quads, write_quads};
+use crate::chip::timer::Deadline;
 use crate::linux::errno::Errno;
 use crate::linux::process::send::{self, Asked};
 use crate::linux::process::signal::{Effect, Set, Signal, SignalCause, deliver};
 use crate::linux::process::status::Life;
 use crate::linux::process::tree::Process;
-use crate::sched;
+use crate::sched::{self, Woken};
 
 /// Bytes of a signal set, which each call passes.
 pub(super) const SET: u64 = 8;
@@ -43,6 +49,61 @@ pub(super) fn tgkill(call: &mut Syscall<'_>) -> Answer {
     let signal = Asked(call.argument::<2>() as u32);
     let cause = SignalCause::process(SI_TKILL, call.task.process().id());
     send::to_thread(call.task, Some(process), thread, signal, cause).map(|()| 0)
+}
+
+/// The number in the information does not count: Linux stores the call's there.
+pub(super) fn rt_sigqueueinfo(call: &mut Syscall<'_>) -> Answer {
+    let (id, (_, cause)) = (call.argument::<0>() as i32, given(call.address::<2>())?);
+    // As on Linux, a process is itself for its first thread alone.
+    permit(&cause, id as u32 == call.task.id())?;
+    let id = u32::try_from(id).map_err(|_| Errno::ESRCH)?;
+    send::to_process(Some(call.task.process()), id, Asked(call.argument::<1>() as u32), cause).map(|()| 0)
+}
+
+pub(super) fn rt_tgsigqueueinfo(call: &mut Syscall<'_>) -> Answer {
+    let (_, cause) = given(call.address::<3>())?;
+    let (process, thread) = (positive(call.argument::<0>())?, positive(call.argument::<1>())?);
+    permit(&cause, thread == call.task.id())?;
+    send::to_thread(call.task, Some(process), thread, Asked(call.argument::<2>() as u32), cause).map(|()| 0)
+}
+
+/// Sleeps until a signal is to be delivered.
+pub(super) fn rt_sigsuspend(call: &mut Syscall<'_>) -> Answer {
+    let before = exchange_mask(call, call.address::<0>(), call.argument::<1>())?;
+    sched::sleep_until(after(u64::MAX));
+    // The signal is delivered with the call's mask.
+    call.task.saved_mask.set(Some(before));
+    Err(Errno::ERESTARTNOHAND)
+}
+
+fn after(nanoseconds: u64) -> Deadline {
+    Deadline::after(Duration::from_nanos(nanoseconds))
+}
+
+pub(super) fn rt_sigtimedwait(call: &mut Syscall<'_>) -> Answer {
+    let (set, info, limit) = (call.address::<0>(), call.address::<1>(), call.address::<2>());
+    if call.argument::<3>() != SET {
+        return Err(Errno::EINVAL);
+    }
+    let [set] = read_quads(set)?;
+    let (wanted, task) = (Set(set).blockable(), call.task);
+    let limit = if limit.0 == 0 { u64::MAX } else { read_timespec(limit)? };
+    let (mut taken, mut failure) =
+        (task.take_or_await(wanted, if limit == 0 { Set::EMPTY } else { wanted }), Errno::EAGAIN);
+    if taken.is_none() && limit != 0 {
+        if sched::sleep_until(after(limit)) == Woken::Interrupted {
+            failure = Errno::EINTR;
+        }
+        taken = task.take_or_await(wanted, Set::EMPTY);
+    }
+    let (signal, SignalCause { code, fields }) = taken.ok_or(failure)?;
+    if info.0 != 0 {
+        let mut words = [0; size_of::<SigInfo>() / size_of::<u64>()];
+        let known = [u64::from(signal.number()), u64::from(code as u32), fields[0], fields[1]];
+        words.iter_mut().zip(known).for_each(|(word, known)| *word = known);
+        write_quads(info, words)?;
+    }
+    Ok(u64::from(signal.number()))
 }
 
 pub(super) fn rt_sigaction(call: &mut Syscall<'_>) -> Answer {

@@ -257,7 +257,7 @@ impl ProcessState {
         if open && effect == Effect::Fatal && !task.is_leaving() {
             return self.end(ProcessEnd::Killed(signal));
         }
-        if open {
+        if !task.closed().has(signal) {
             task.kick();
         }
         Visit::NONE
@@ -309,9 +309,8 @@ impl ProcessState {
         }
     }
 
-    /// Takes the next signal for a task of this process, its own before those of the process.
-    pub fn take(&self, task: &Task) -> Option<(Signal, SignalCause)> {
-        let blocked = task.blocked();
+    /// Takes the next signal for a task of this process that is not `blocked`, its own before those of the process.
+    pub fn take(&self, task: &Task, blocked: Set) -> Option<(Signal, SignalCause)> {
         task.pending(self).take(blocked).or_else(|| self.pending.take(blocked))
     }
 }
@@ -375,11 +374,12 @@ impl Visit {
             }
             return VisitOutcome::Next;
         }
-        let open = self.offer.without(task.blocked());
+        let open = self.offer.without(task.closed());
         if open.is_empty() {
             return VisitOutcome::Next;
         }
-        if let Some(signal) = state.fatal(open) {
+        // Linux's `real_blocked`: none is fatal that is blocked while the thread waits for it.
+        if let Some(signal) = state.fatal(open.without(task.blocked())) {
             return VisitOutcome::Fatal(signal);
         }
         self.offer = self.offer.without(open);

@@ -43,6 +43,8 @@ pub struct Task {
     by_id: RBTreeLink,
     /// Blocked signals. Changed by its own thread, under the lock of its process.
     blocked: AtomicU64,
+    /// Those of the blocked ones that it waits for. Likewise.
+    awaited: AtomicU64,
     /// Signals for this thread only: see [`Self::pending`].
     pending: Pending,
     /// Whether the thread is leaving the process. Set by its own thread, under the lock of its process.
@@ -160,6 +162,7 @@ impl Task {
             in_process: RBTreeLink::new(),
             by_id: RBTreeLink::new(),
             blocked: AtomicU64::new(blocked.0),
+            awaited: AtomicU64::new(0),
             pending: Pending::new(),
             leaves: AtomicBool::new(false),
             space: UnsafeCell::new(Some(space)),
@@ -285,6 +288,26 @@ impl Task {
     /// The signals that it blocks.
     pub fn blocked(&self) -> Set {
         Set(self.blocked.load(Ordering::Relaxed))
+    }
+
+    /// The blocked signals that it does not wait for: it is not notified of them.
+    pub fn closed(&self) -> Set {
+        self.blocked().without(Set(self.awaited.load(Ordering::Relaxed)))
+    }
+
+    /// Takes one of the `wanted` signals for its own thread, which waits for those of `awaited` where there is none: it is
+    /// notified of them from now on, blocked or not.
+    pub fn take_or_await(&self, wanted: Set, awaited: Set) -> Option<(Signal, SignalCause)> {
+        let (taken, visit) = {
+            let state = self.process.lock();
+            let taken = state.take(self, Set(!wanted.0));
+            let awaited = if taken.is_none() { awaited } else { Set::EMPTY };
+            self.awaited.store(awaited.0, Ordering::Relaxed);
+            // It may have been notified of these as well.
+            (taken, Visit::offer(state.pending.set().and(wanted)))
+        };
+        self.process.visit(visit);
+        taken
     }
 
     /// The signals that are pending for it only. Guarded by the lock of the process, whose state the caller has.

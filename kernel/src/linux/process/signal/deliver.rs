@@ -67,7 +67,7 @@ fn next(task: &Task) -> Next {
     if state.is_ending(task) {
         return Next::Exit;
     }
-    match state.take(task) {
+    match state.take(task, task.blocked()) {
         None => Next::Nothing,
         Some((signal, cause)) => Next::Deliver(signal, cause, state.handlers.with(|actions| actions.deliver(signal))),
     }

@@ -186,21 +186,9 @@ pub struct Pending {
     set: Cell<Set>,
     /// Of the named signals.
     causes: [Cell<SignalCause>; Self::NAMED],
-    /// Of the others, which processes alone send, or end with, and rarely. A second sender at a time is not kept,
-    /// as on Linux where its queue is full.
-    senders: [Cell<Option<Sender>>; Self::OTHERS],
-}
-
-/// The sender of a real-time signal.
-#[derive(Clone, Copy, Debug)]
-struct Sender {
-    signal: Signal,
-    /// `SI_USER` or another code of a sender.
-    code: i32,
-    /// Its number.
-    process: u32,
-    /// Of a child that has ended: how.
-    status: u32,
+    /// Of the others, which processes alone send, or end with, and rarely. Those of a few are kept at a time: the others'
+    /// are lost, as on Linux where its queue is full.
+    others: [Cell<Option<(Signal, SignalCause)>>; Self::OTHERS],
 }
 
 impl Pending {
@@ -212,7 +200,7 @@ impl Pending {
         Self {
             set: Cell::new(Set::EMPTY),
             causes: [const { Cell::new(SignalCause::UNKEPT) }; Self::NAMED],
-            senders: [const { Cell::new(None) }; Self::OTHERS],
+            others: [const { Cell::new(None) }; Self::OTHERS],
         }
     }
 
@@ -230,9 +218,8 @@ impl Pending {
         self.set.set(self.set().with(signal.set()));
         if let Some(place) = self.causes.get(signal.place()) {
             place.set(cause);
-        } else if let Some(place) = self.senders.iter().find(|place| place.get().is_none()) {
-            let [process, status] = cause.fields.map(|field| field as u32);
-            place.set(Some(Sender { signal, code: cause.code, process, status }));
+        } else if let Some(place) = self.others.iter().find(|place| place.get().is_none()) {
+            place.set(Some((signal, cause)));
         }
     }
 
@@ -242,11 +229,9 @@ impl Pending {
         let cause = match self.causes.get(signal.place()) {
             Some(kept) => kept.get(),
             None => self
-                .sender(signal)
+                .other(signal)
                 .and_then(Cell::get)
-                .map_or(SignalCause::process(granule_abi::signal::SI_USER, 0), |sender| {
-                    SignalCause::child(sender.code, sender.process, sender.status as i32)
-                }),
+                .map_or(SignalCause::process(granule_abi::signal::SI_USER, 0), |(_, cause)| cause),
         };
         self.remove(signal);
         Some((signal, cause))
@@ -256,13 +241,15 @@ impl Pending {
     #[inline]
     pub fn remove(&self, signal: Signal) {
         self.set.set(self.set().without(signal.set()));
-        if let Some(place) = self.sender(signal) {
+        if signal.place() >= Self::NAMED
+            && let Some(place) = self.other(signal)
+        {
             place.set(None);
         }
     }
 
-    fn sender(&self, signal: Signal) -> Option<&Cell<Option<Sender>>> {
-        self.senders.iter().find(|place| place.get().is_some_and(|sender| sender.signal == signal))
+    fn other(&self, signal: Signal) -> Option<&Cell<Option<(Signal, SignalCause)>>> {
+        self.others.iter().find(|place| place.get().is_some_and(|(other, _)| other == signal))
     }
 }
 
