@@ -515,6 +515,7 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     guarded::start(cpu);
     console::start_waker(cpu)?;
     services::start(cpu)?;
+    crate::linux::process::timer::start(cpu)?;
     Ok(())
 }
 

@@ -159,6 +159,8 @@ pub const OUT_OF_MEMORY: Rank = 3;
 /// The heap's growth: it maps frames, so it comes before page tables. A holder of this rank or a later one must not
 /// allocate from the heap.
 pub const HEAP_GROWTH: Rank = 4;
+/// Timers of programs. Those of a process may be changed under it, and its signals.
+pub const TIMERS: Rank = HEAP_GROWTH;
 /// All processes: their numbers, and which is whose child. Nothing is allocated or freed under it, nor under the
 /// next.
 pub const PROCESSES: Rank = 5;

@@ -18,9 +18,9 @@ use granule::linux::process::signal::Signal;
 use granule::linux::process::stack::Words;
 use granule::linux::process::status::{ExecError, Life, PathError, ProcessEnd, Summary};
 use granule::linux::process::tree::PROCESSES;
+use granule::mm::layout;
 use granule::mm::notifier::{Event, Range, Subscriber, Subscription};
 use granule::mm::space::SpaceRef;
-use granule::mm::layout;
 use granule::sched::{self, sleep_until};
 use granule::smp::{self, this_cpu};
 use granule_arch::addr::VirtAddr;
@@ -377,6 +377,11 @@ fn files_that_refer_to_a_process_answer_as_on_linux(t: &mut Test) {
 target_test!(locks_of_files_are_linuxs, limit(60));
 fn locks_of_files_are_linuxs(t: &mut Test) {
     succeeds(t, "locks");
+}
+
+target_test!(timers_send_signals_as_on_linux, limit(60));
+fn timers_send_signals_as_on_linux(t: &mut Test) {
+    succeeds(t, "timers");
 }
 
 target_test!(sequences_of_a_thread_begin_anew_as_on_linux, limit(60));

@@ -66,6 +66,13 @@ numbers! {
     SET_ROBUST_LIST = 99 "set_robust_list";
     GET_ROBUST_LIST = 100 "get_robust_list";
     NANOSLEEP = 101 "nanosleep";
+    GETITIMER = 102 "getitimer";
+    SETITIMER = 103 "setitimer";
+    TIMER_CREATE = 107 "timer_create";
+    TIMER_GETTIME = 108 "timer_gettime";
+    TIMER_GETOVERRUN = 109 "timer_getoverrun";
+    TIMER_SETTIME = 110 "timer_settime";
+    TIMER_DELETE = 111 "timer_delete";
     CLOCK_GETTIME = 113 "clock_gettime";
     CLOCK_GETRES = 114 "clock_getres";
     CLOCK_NANOSLEEP = 115 "clock_nanosleep";

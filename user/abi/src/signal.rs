@@ -87,6 +87,8 @@ pub const SIG_SETMASK: u64 = 2;
 
 /// Sent by kill.
 pub const SI_USER: i32 = 0;
+/// Sent by a timer.
+pub const SI_TIMER: i32 = -2;
 /// Sent by sigqueue.
 pub const SI_QUEUE: i32 = -1;
 /// Sent by the kernel.
@@ -117,6 +119,15 @@ pub const TRAP_BRKPT: i32 = 1;
 pub const CLD_EXITED: i32 = 1;
 /// SIGCHLD: a signal ended it.
 pub const CLD_KILLED: i32 = 2;
+
+/// timer_create: a signal to the process.
+pub const SIGEV_SIGNAL: u32 = 0;
+/// timer_create: none.
+pub const SIGEV_NONE: u32 = 1;
+/// timer_create: a signal to the process, for a library that starts a thread then.
+pub const SIGEV_THREAD: u32 = 2;
+/// timer_create: a signal to a thread.
+pub const SIGEV_THREAD_ID: u32 = 4;
 
 /// sigaltstack: the thread is on it now.
 pub const SS_ONSTACK: i32 = 1;

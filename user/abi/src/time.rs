@@ -23,7 +23,12 @@ pub const CLOCK_BOOTTIME_ALARM: u64 = 9;
 /// International atomic time; here the same as wall-clock time.
 pub const CLOCK_TAI: u64 = 11;
 
-/// clock_nanosleep: the time is a moment, not a length.
+/// setitimer: the timer that counts time, and sends SIGALRM.
+pub const ITIMER_REAL: u32 = 0;
+/// setitimer: the timer that counts CPU time at EL0.
+pub const ITIMER_VIRTUAL: u32 = 1;
+
+/// clock_nanosleep and timer_settime: the time is a moment, not a length.
 pub const TIMER_ABSTIME: u64 = 1;
 
 /// `struct __kernel_timespec`.

@@ -17,7 +17,7 @@ use granule_runner::serial::Limit;
 use super::{SESSION_LIMIT, files};
 
 /// Programs of target tests, as they run at the monitor.
-const PROGRAMS: [&str; 38] = [
+const PROGRAMS: [&str; 39] = [
     "run accounts",
     "run scan",
     "run names",
@@ -32,6 +32,7 @@ const PROGRAMS: [&str; 38] = [
     "run pidfds",
     "run rseq",
     "run locks",
+    "run timers",
     "run lifecycle rounds 10",
     "run threads",
     "run signals",

@@ -22,6 +22,7 @@ mod signal;
 mod streams;
 mod system;
 mod time;
+mod timer;
 mod usage;
 mod userfault;
 
@@ -200,6 +201,13 @@ static TABLE: [SyscallEntry; number::END] = {
     table[number::GETGROUPS] = entry!(usage::getgroups);
     table[number::FADVISE64] = entry!(usage::fadvise64);
     table[number::NANOSLEEP] = entry!(time::nanosleep);
+    table[number::GETITIMER] = entry!(timer::getitimer);
+    table[number::SETITIMER] = entry!(timer::setitimer);
+    table[number::TIMER_CREATE] = entry!(timer::timer_create);
+    table[number::TIMER_GETTIME] = entry!(timer::timer_gettime);
+    table[number::TIMER_GETOVERRUN] = entry!(timer::timer_getoverrun);
+    table[number::TIMER_SETTIME] = entry!(timer::timer_settime);
+    table[number::TIMER_DELETE] = entry!(timer::timer_delete);
     table[number::CLOCK_GETTIME] = entry!(time::clock_gettime);
     table[number::CLOCK_GETRES] = entry!(time::clock_getres);
     table[number::CLOCK_NANOSLEEP] = entry!(time::clock_nanosleep);

@@ -14,6 +14,7 @@ use crate::linux::errno::Errno;
 use crate::linux::process::send::{self, Asked};
 use crate::linux::process::signal::{Effect, Set, Signal, SignalCause, deliver};
 use crate::linux::process::status::Life;
+use crate::linux::process::timer;
 use crate::linux::process::tree::Process;
 use crate::sched::{self, Woken};
 
@@ -96,7 +97,8 @@ pub(super) fn rt_sigtimedwait(call: &mut Syscall<'_>) -> Answer {
         }
         taken = task.take_or_await(wanted, Set::EMPTY);
     }
-    let (signal, SignalCause { code, fields }) = taken.ok_or(failure)?;
+    let (signal, cause) = taken.ok_or(failure)?;
+    let SignalCause { code, fields } = timer::delivered(task.process(), signal, cause);
     if info.0 != 0 {
         let mut words = [0; size_of::<SigInfo>() / size_of::<u64>()];
         let known = [u64::from(signal.number()), u64::from(code as u32), fields[0], fields[1]];
@@ -120,6 +122,7 @@ pub(super) fn rt_sigaction(call: &mut Syscall<'_>) -> Answer {
     };
     let signal = Signal::new(u64::from(call.argument::<0>() as u32)).ok_or(Errno::EINVAL)?;
     let before = set_action(call.task.process(), signal, action)?;
+    timer::reconsider(call.task.process(), signal);
     if old.0 != 0 {
         write_quads(old, [before.handler, before.flags, before.restorer, before.mask])?;
     }

@@ -13,7 +13,7 @@ use granule_runner::differences::{DIFFERENCES, Difference};
 use super::kernels::Kernels;
 
 /// Programs that compare each answer with Linux's, or whose end tells that all was as they expect.
-const PROGRAMS: [&str; 29] = [
+const PROGRAMS: [&str; 30] = [
     "accounts",
     "advice race",
     "bti exec",
@@ -42,6 +42,7 @@ const PROGRAMS: [&str; 29] = [
     "stress 1 4",
     "tasks",
     "threads",
+    "timers",
     "userfault",
 ];
 

@@ -24,6 +24,7 @@ use super::exit;
 use super::show;
 use super::state::Handlers;
 use super::task::Task;
+use super::timer;
 use super::tree::PROCESSES;
 use crate::kernel;
 use crate::linux::errno::Errno;
@@ -382,6 +383,7 @@ pub fn install(task: &Task, thread: &Thread, loaded: Loaded, files: ExecFiles<Fi
     PROCESSES.lock().become_normal(task.process());
     loaded.space.inherit(task.space(), Made::ByExec);
     exit::leave_memory(task);
+    timer::delete_all(task.process(), false);
     keep_actions(task, &loaded.handlers);
     let before = {
         let mut state = task.process().lock();

@@ -9,7 +9,7 @@ use super::state::Visit;
 use super::task::Task;
 use super::tree::PROCESSES;
 use super::tree::collect::{Child, Named, Wanted};
-use super::{futex, robust};
+use super::{futex, robust, timer};
 use crate::linux::errno::Errno;
 use crate::linux::process::status::{Life, ProcessEnd};
 use crate::mm::heap::GROWTH_PAGES;
@@ -44,6 +44,7 @@ pub fn leave(task: &Task) -> ! {
     let (task, last) = PROCESSES.lock().remove_task(task);
     drop(task);
     if last {
+        timer::delete_all(process, true);
         let space = process.lock().space.take();
         drop(space);
         process.files.clear();

@@ -9,6 +9,7 @@
 //! - `send`: signals from one process to others
 //! - `futex`, `robust`: how its threads wait for each other, and what a thread leaves that ends
 //! - `rseq`: sequences of a thread that begin anew when it was interrupted
+//! - `timer`: timers that send signals
 //! - `clock`: the clock under its several numbers, and CPU time
 //! - `show`: what the files of `/proc` have of a process
 //! - `control`: the kernel's own use of processes
@@ -29,6 +30,7 @@ pub mod show;
 pub mod state;
 pub mod surroundings;
 pub mod task;
+pub mod timer;
 pub mod tree;
 
 pub use control::{family_of, for_each, kill, kill_family, space_of, wait, wait_with};
@@ -58,7 +60,7 @@ pub fn start(path: &str, words: Words) -> Result<u32, ExecError> {
 }
 
 /// The pools of processes, tasks, open files and what else they have: for audits that count objects and frames by owner.
-pub fn pools() -> [(&'static str, crate::mm::pool::PoolStats); 14] {
+pub fn pools() -> [(&'static str, crate::mm::pool::PoolStats); 15] {
     let [files, tables] = crate::linux::file::open::pool_stats();
     let [nodes, names, memory_files] = crate::linux::file::files::pool_stats();
     [
@@ -70,6 +72,7 @@ pub fn pools() -> [(&'static str, crate::mm::pool::PoolStats); 14] {
         ("pidfds", crate::linux::file::pidfd::pool_stats()),
         ("processes", tree::pool_stats()),
         ("tasks", task::pool_stats()),
+        ("timers", timer::pool_stats()),
         ("tables of handlers", state::pool_stats()),
         ("vforks", clone::pool_stats()),
         ("surroundings", surroundings::pool_stats()),

@@ -263,6 +263,23 @@ impl ProcessState {
         Visit::NONE
     }
 
+    /// The signals that are pending for the process, or for this thread of it.
+    fn pending_for(&self, thread: Option<u32>) -> Option<&Pending> {
+        thread.map_or(Some(&self.pending), |thread| Some(self.find(thread)?.pending(self)))
+    }
+
+    /// Whether a signal is pending for the process, or for this thread of it.
+    pub fn has_pending(&self, thread: Option<u32>, signal: Signal) -> bool {
+        self.pending_for(thread).is_some_and(|pending| pending.set().has(signal))
+    }
+
+    /// Removes a signal that is pending for this cause.
+    pub fn take_back(&self, thread: Option<u32>, signal: Signal, cause: SignalCause) {
+        if let Some(pending) = self.pending_for(thread).filter(|pending| pending.cause(signal) == cause) {
+            pending.remove(signal);
+        }
+    }
+
     /// Removes a pending signal from the process and from some of its threads. Returns the number of the last of them,
     /// or `None` when all are done.
     pub fn forget(&mut self, signal: Signal, after: Option<u32>) -> Option<u32> {

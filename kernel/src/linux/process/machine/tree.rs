@@ -91,6 +91,8 @@ pub struct Process {
     pub surroundings: Once<surroundings::OfProcess>,
     /// Its limits.
     pub limits: Limits,
+    /// Whether it has had timers.
+    pub has_timers: AtomicBool,
     /// Frames of its calls' lists.
     pub charges: Charges,
     /// The reservation of its first task; other tasks have their own.
@@ -224,6 +226,7 @@ impl Process {
             files,
             surroundings: Once::new(),
             limits: limits.copy(),
+            has_timers: AtomicBool::new(false),
             charges: Charges::default(),
             _place: place,
             outlives_its_end: AtomicBool::new(false),

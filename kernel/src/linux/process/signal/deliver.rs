@@ -17,6 +17,7 @@ use crate::linux::process::exit;
 use crate::linux::process::rseq;
 use crate::linux::process::status::ProcessEnd;
 use crate::linux::process::task::{Restart, RestartKind, Task};
+use crate::linux::process::timer;
 use crate::platform::features::branch;
 use crate::sched::{FpState, Thread};
 use crate::trap::{SPSR_BTYPE, TrapFrame};
@@ -69,7 +70,11 @@ fn next(task: &Task) -> Next {
     }
     match state.take(task, task.blocked()) {
         None => Next::Nothing,
-        Some((signal, cause)) => Next::Deliver(signal, cause, state.handlers.with(|actions| actions.deliver(signal))),
+        Some((signal, cause)) => {
+            let effect = state.handlers.with(|actions| actions.deliver(signal));
+            drop(state);
+            Next::Deliver(signal, timer::delivered(task.process(), signal, cause), effect)
+        }
     }
 }
 

@@ -6,8 +6,8 @@ use core::fmt;
 use granule_abi::Errno;
 use granule_abi::signal::{
     SA_EXPOSE_TAGBITS, SA_NOCLDSTOP, SA_NOCLDWAIT, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SA_RESTORER,
-    SA_SIGINFO, SIG_DFL, SIG_IGN, SIGBUS, SIGCHLD, SIGCONT, SIGFPE, SIGILL, SIGINT, SIGKILL, SIGNALS, SIGSEGV, SIGSTOP,
-    SIGSYS, SIGTRAP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH, SigAction, SigInfo,
+    SA_SIGINFO, SIG_DFL, SIG_IGN, SIGALRM, SIGBUS, SIGCHLD, SIGCONT, SIGFPE, SIGILL, SIGINT, SIGKILL, SIGNALS, SIGSEGV,
+    SIGSTOP, SIGSYS, SIGTRAP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH, SigAction, SigInfo,
 };
 use granule_arch::addr::VirtAddr;
 
@@ -28,6 +28,8 @@ impl Signal {
     pub const INT: Self = Self(SIGINT);
     /// An access that is not allowed.
     pub const SEGV: Self = Self(SIGSEGV);
+    /// A timer.
+    pub const ALRM: Self = Self(SIGALRM);
     /// A child has ended.
     pub const CHLD: Self = Self(SIGCHLD);
 
@@ -226,15 +228,20 @@ impl Pending {
     /// Takes one that is not blocked.
     pub fn take(&self, blocked: Set) -> Option<(Signal, SignalCause)> {
         let signal = self.set().without(blocked).first()?;
-        let cause = match self.causes.get(signal.place()) {
+        let cause = self.cause(signal);
+        self.remove(signal);
+        Some((signal, cause))
+    }
+
+    /// The cause of one that is pending.
+    pub fn cause(&self, signal: Signal) -> SignalCause {
+        match self.causes.get(signal.place()) {
             Some(kept) => kept.get(),
             None => self
                 .other(signal)
                 .and_then(Cell::get)
                 .map_or(SignalCause::process(granule_abi::signal::SI_USER, 0), |(_, cause)| cause),
-        };
-        self.remove(signal);
-        Some((signal, cause))
+        }
     }
 
     /// Takes one away.
