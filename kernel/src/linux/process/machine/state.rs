@@ -328,7 +328,8 @@ impl ProcessState {
 
     /// Takes the next signal for a task of this process that is not `blocked`, its own before those of the process.
     pub fn take(&self, task: &Task, blocked: Set) -> Option<(Signal, SignalCause)> {
-        task.pending(self).take(blocked).or_else(|| self.pending.take(blocked))
+        let own_first = [task.pending(self), &self.pending];
+        own_first.into_iter().find(|pending| !pending.set().without(blocked).is_empty())?.take(blocked)
     }
 }
 
