@@ -121,7 +121,7 @@ fn made_and_refused() {
         (3, SIGUSR1, 0),
         (5, SIGUSR1, own),
         (SIGEV_THREAD_ID, SIGUSR1, 0),
-        (SIGEV_THREAD_ID, SIGUSR1, 1),
+        (SIGEV_THREAD_ID, SIGUSR1, own + 1000),
         (SIGEV_THREAD_ID, 0, own),
     ] {
         let refused = create(CLOCK_MONOTONIC, Some(&event(notify, signal, thread)));
