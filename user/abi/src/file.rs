@@ -161,6 +161,15 @@ pub const EFD_CLOEXEC: u32 = O_CLOEXEC;
 /// eventfd2: reads and writes do not wait.
 pub const EFD_NONBLOCK: u32 = O_NONBLOCK;
 
+/// timerfd_create: an exec closes the descriptor.
+pub const TFD_CLOEXEC: u32 = O_CLOEXEC;
+/// timerfd_create: reads do not wait.
+pub const TFD_NONBLOCK: u32 = O_NONBLOCK;
+/// timerfd_settime: the time is a moment, not a length.
+pub const TFD_TIMER_ABSTIME: u32 = 1;
+/// timerfd_settime: reads end where the clock is set.
+pub const TFD_TIMER_CANCEL_ON_SET: u32 = 2;
+
 /// ppoll: there is input.
 pub const POLLIN: u16 = 1;
 /// ppoll: there is urgent input.

@@ -68,6 +68,9 @@ numbers! {
     NANOSLEEP = 101 "nanosleep";
     GETITIMER = 102 "getitimer";
     SETITIMER = 103 "setitimer";
+    TIMERFD_CREATE = 85 "timerfd_create";
+    TIMERFD_SETTIME = 86 "timerfd_settime";
+    TIMERFD_GETTIME = 87 "timerfd_gettime";
     TIMER_CREATE = 107 "timer_create";
     TIMER_GETTIME = 108 "timer_gettime";
     TIMER_GETOVERRUN = 109 "timer_getoverrun";

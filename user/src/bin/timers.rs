@@ -27,6 +27,7 @@ fn run(start: Start) -> u8 {
     parts! { (path) kept_and_deleted_at_an_exec }
     parts! { ()
         made_and_refused times_are_refused fires_once goes_on misses to_a_thread without_a_signal stopped ignored in_the_past
+        files_refuse files_are_read files_wait files_wake_pollers
         real real_refuses not_inherited limited ends_the_process
     }
     status("timers")
@@ -391,6 +392,123 @@ fn limited() {
         }
         delete(again);
     });
+}
+
+fn file(flags: u32) -> File {
+    File(call(TIMERFD_CREATE, [CLOCK_MONOTONIC, flags.into()]).expect("a timer that is read"))
+}
+
+/// `timerfd_settime` with an interval and a value.
+fn set_file(file: u64, flags: u64, times: [u64; 2]) -> Result<u64, Errno> {
+    let times = times.map(pair);
+    call(TIMERFD_SETTIME, [file, flags, times.as_ptr() as u64, 0])
+}
+
+/// `timerfd_gettime`: interval and value.
+fn left_of(file: u64) -> Result<[u64; 2], Errno> {
+    let mut times = [pair(7); 2];
+    call(TIMERFD_GETTIME, [file, times.as_mut_ptr() as u64])?;
+    Ok(times.map(|time| time.to_nanoseconds().expect("a time")))
+}
+
+fn read_file(file: u64) -> Result<u64, Errno> {
+    let mut moments = 0_u64;
+    call(READ, [file, &raw mut moments as u64, 8]).map(|_| moments)
+}
+
+fn files_refuse() {
+    for clock in [CLOCK_REALTIME, CLOCK_BOOTTIME] {
+        drop(File(call(TIMERFD_CREATE, [clock, 0]).expect("a clock")));
+    }
+    for clock in [CLOCK_TAI, CLOCK_MONOTONIC_RAW, CLOCK_PROCESS_CPUTIME_ID, 12, u64::MAX] {
+        equal(("no timer of clock", clock), call(TIMERFD_CREATE, [clock, 0]), Err(EINVAL));
+    }
+    for flags in [1, u64::from(O_APPEND), u64::from(u32::MAX)] {
+        equal(("flags", flags), call(TIMERFD_CREATE, [CLOCK_MONOTONIC, flags]), Err(EINVAL));
+    }
+    let timer = file(O_NONBLOCK);
+    let file = timer.0;
+    equal("stopped", (left_of(file), read_file(file)), (Ok([0; 2]), Err(EAGAIN)));
+    for flags in [4, 8, u64::from(u32::MAX)] {
+        equal(("flags of times", flags), set_file(file, flags, [0, HOUR]), Err(EINVAL));
+    }
+    let wrong = [[0, 0, 0, 1_000_000_000], [0, 0, u64::MAX, 0], [0, u64::MAX, 0, 1]];
+    for times in wrong {
+        equal(times, call(TIMERFD_SETTIME, [file, 0, times.as_ptr() as u64, 0]), Err(EINVAL));
+        equal(times, call(TIMERFD_SETTIME, [999, 8, times.as_ptr() as u64, 0]), Err(EINVAL));
+    }
+    let counter = File::counter(0, 0).expect("a counter");
+    for (other, error) in [(999, EBADF), (counter.0, EINVAL)] {
+        equal("times of another", (set_file(other, 0, [0; 2]), left_of(other)), (Err(error), Err(error)));
+    }
+    equal("times at", call(TIMERFD_SETTIME, [999, 8, NOWHERE, 0]), Err(EFAULT));
+    equal("room at", call(TIMERFD_GETTIME, [file, NOWHERE]), Err(EFAULT));
+    let word = [0_u64; 2];
+    let at = word.as_ptr() as u64;
+    equal("too little room", call(READ, [file, at, 7]), Err(EINVAL));
+    equal("no writes", call(WRITE, [file, at, 8]), Err(EINVAL));
+    equal("of nothing", call(WRITE, [file, at, 0]), Err(EINVAL));
+    equal("at no position", call(PREAD64, [file, at, 8, 0]), Err(ESPIPE));
+    equal("which stays", timer.seek(5, SEEK_SET), Ok(0));
+    equal("no size", call(FTRUNCATE, [file, 0]), Err(EINVAL));
+}
+
+fn files_are_read() {
+    let timer = file(O_NONBLOCK);
+    let file = timer.0;
+    equal("an hour", set_file(file, 0, [0, HOUR]), OK);
+    holds("less than an hour", matches!(left_of(file), Ok([0, 1..HOUR])));
+    equal("not over", read_file(file), Err(EAGAIN));
+    let hour = [pair(MS), pair(HOUR)];
+    equal("no room", call(TIMERFD_SETTIME, [file, 0, hour.as_ptr() as u64, NOWHERE]), Err(EFAULT));
+    holds("it runs all the same", matches!(left_of(file), Ok([MS, 1..HOUR])));
+    // A moment that has come long ago.
+    equal("a moment", set_file(file, TFD_TIMER_ABSTIME.into(), [0, 1]), OK);
+    until(|| left_of(file) == Ok([0; 2]));
+    equal("once", (read_file(file), read_file(file)), (Ok(1), Err(EAGAIN)));
+    equal("with an interval", set_file(file, TFD_TIMER_ABSTIME.into(), [MS, 1]), OK);
+    let mut moments = 0;
+    until(|| {
+        moments += read_file(file).unwrap_or(0);
+        moments > 1000
+    });
+    holds("the next moment is near", matches!(left_of(file), Ok([MS, 1..=MS])));
+    equal("an hour between two", set_file(file, TFD_TIMER_ABSTIME.into(), [HOUR, 1]), OK);
+    until(|| matches!(left_of(file), Ok([HOUR, 1..=HOUR])));
+    // Each hour since the clock began.
+    holds("all moments", read_file(file).is_ok_and(|hours| hours >= 1));
+    equal("all taken", read_file(file), Err(EAGAIN));
+    equal("stopped", set_file(file, 0, [MS, 0]), OK);
+    equal("and not to go on", (left_of(file).map(|[_, value]| value), read_file(file)), (Ok(0), Err(EAGAIN)));
+}
+
+fn files_wait() {
+    let timer = file(0);
+    let file = timer.0;
+    equal("soon", set_file(file, 0, [0, MS]), OK);
+    equal("read", read_file(file), Ok(1));
+    // A reader waits for times that are set later, too.
+    let (read, _) = beside(|| read_file(file), || equal("soon", set_file(file, 0, [0, MS]), OK));
+    equal("read", read, Ok(1));
+    interrupt_by(SIGUSR1, 0);
+    equal("interrupted", while_signalled(SIGUSR1, MS, || read_file(file)), Err(EINTR));
+    apart(|| {
+        equal("set by a copy", set_file(file, 0, [0, MS]), OK);
+    });
+    equal("read by the other", read_file(file), Ok(1));
+}
+
+fn files_wake_pollers() {
+    let timer = file(O_NONBLOCK);
+    let file = timer.0;
+    let (mut list, none) = ([PollFd { fd: file as i32, events: POLLIN | POLLOUT, revents: 0 }], pair(0));
+    let mut poll = |limit| (call(PPOLL, [list.as_mut_ptr() as u64, 1, limit, 0, 8]), list[0].revents);
+    equal("nothing", poll(&raw const none as u64), (OK, 0));
+    equal("soon", set_file(file, 0, [MS, MS]), OK);
+    for _ in 0..5 {
+        equal("a moment", poll(0), (Ok(1), POLLIN));
+        holds("which is read", read_file(file).is_ok());
+    }
 }
 
 fn ends_the_process() {

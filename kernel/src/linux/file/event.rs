@@ -7,6 +7,27 @@ use crate::linux::errno::Errno;
 use crate::sched::{IfNotReady, PollNode, PollQueue, Woken, poll_until};
 use crate::sync::{IrqLock, rank};
 
+/// Makes an attempt, and again when the queue is woken, until one succeeds.
+///
+/// # Errors
+/// `EAGAIN`: the first did not, and the caller does not wait. `ERESTARTSYS`: a signal came first.
+pub fn attempt_until(
+    queue: &PollQueue,
+    if_not_ready: IfNotReady,
+    attempt: &mut dyn FnMut() -> bool,
+) -> Result<(), Errno> {
+    if attempt() {
+        return Ok(());
+    }
+    if if_not_ready == IfNotReady::Fail {
+        return Err(Errno::EAGAIN);
+    }
+    match poll_until(&mut [PollNode::new(queue)], None, attempt) {
+        Woken::ByAnother => Ok(()),
+        _ => Err(Errno::ERESTARTSYS),
+    }
+}
+
 /// A counter below `u64::MAX`.
 pub struct EventCounter {
     count: IrqLock<u64, { rank::WAIT }>,
@@ -36,15 +57,8 @@ impl EventCounter {
             }
             result.is_ok()
         };
-        if !attempt()
-            && if_not_ready == IfNotReady::Wait
-            && poll_until(&mut [PollNode::new(&self.queue)], None, &mut attempt) != Woken::ByAnother
-        {
-            return Err(Errno::ERESTARTSYS);
-        }
-        if result.is_ok() {
-            self.queue.wake();
-        }
+        attempt_until(&self.queue, if_not_ready, &mut attempt)?;
+        self.queue.wake();
         result
     }
 

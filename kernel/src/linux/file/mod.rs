@@ -7,7 +7,7 @@
 //! - `open`: open files, with what a `stat` shows of them
 //! - [`locks`]: locks of files and of their bytes
 //! - `userfaultfd`: files by which pagers serve faults
-//! - `pipe`, with its pages in [`ring`], and `event`: pipes, and counters
+//! - `pipe`, with its pages in [`ring`], `event` and `timerfd`: pipes, counters and timers
 //! - `pidfd`: files that refer to a process
 //! - [`proc`]: the files of `/proc`
 //! - `records`: those of them that are records of text
@@ -34,6 +34,8 @@ pub mod ring;
 #[cfg(target_os = "none")]
 pub mod stat;
 pub mod table;
+#[cfg(target_os = "none")]
+pub mod timerfd;
 pub mod tree;
 #[cfg(target_os = "none")]
 pub mod userfaultfd;

@@ -1,6 +1,6 @@
 //! Open files (POSIX: open file descriptions): what a file is, how it was opened, and where in it reads go on.
 //!
-//! There are nodes of the tree and memory files, the console, devices, pipes, event counters, references to processes,
+//! There are nodes of the tree and memory files, the console, devices, pipes, event counters, timers, references to processes,
 //! and what `/proc` has.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -21,6 +21,7 @@ use super::pidfd::Pidfd;
 use super::pipe::PipeEnd;
 use super::proc::{Pagemap, ProcContents, ProcEntry, ProcId, ProcSubject};
 use super::table::{Filed, Files, Pools};
+use super::timerfd::TimerFile;
 use super::tree::{self, NAME, NodeKind};
 use super::userfaultfd::UserfaultFile;
 use super::walk::{Follow, IsProcess, Last, Place};
@@ -102,6 +103,8 @@ pub enum Kind {
     Pipe(PipeEnd),
     /// An event counter.
     Event(EventCounter),
+    /// A timer.
+    Timer(TimerFile),
     /// A reference to a process.
     Process(Counted<Pidfd>),
     /// A file of a process in `/proc`.
@@ -481,7 +484,7 @@ impl OpenFile {
     /// `ESPIPE`.
     pub fn check_seekable(&self) -> Result<(), Errno> {
         match self.kind {
-            Kind::Console | Kind::Pipe(_) | Kind::Event(_) | Kind::Userfault(_) => Err(Errno::ESPIPE),
+            Kind::Console | Kind::Pipe(_) | Kind::Event(_) | Kind::Timer(_) | Kind::Userfault(_) => Err(Errno::ESPIPE),
             _ => Ok(()),
         }
     }
@@ -502,6 +505,7 @@ impl OpenFile {
             }
             Kind::Pipe(end) => end.poll(),
             Kind::Event(counter) => counter.poll(),
+            Kind::Timer(timer) => timer.poll(),
             Kind::Process(process) => process.poll(),
             // As on Linux, for a reader that does not wait: a fault may be served before it is read.
             Kind::Userfault(file) if !file.is_agreed() || self.if_not_ready() == IfNotReady::Wait => {
@@ -662,6 +666,7 @@ impl OpenFile {
             | Kind::Userfault(_)
             | Kind::Pipe(_)
             | Kind::Event(_)
+            | Kind::Timer(_)
             | Kind::Process(_) => Err(Errno::ESPIPE),
         }
     }
@@ -687,7 +692,7 @@ impl OpenFile {
         let size = match &self.kind {
             Kind::Console | Kind::Device(_) | Kind::Pipe(_) | Kind::Process(_) => return Err(Errno::ESPIPE),
             // As on Linux, its position stays where it is.
-            Kind::Event(_) | Kind::Userfault(_) => return Ok(0),
+            Kind::Event(_) | Kind::Timer(_) | Kind::Userfault(_) => return Ok(0),
             Kind::Node(_) if self.kernel_device().is_some() => return Ok(0),
             Kind::Proc(ProcContents::ClearRefs(_)) => return Ok(0),
             Kind::Proc(ProcContents::Pagemap(_) | ProcContents::Memory(_)) => {

@@ -64,6 +64,7 @@ fn drain(call: &Syscall<'_>, file: &OpenFile, bytes: u64, mut from: UserBytes) -
     match file.kind() {
         Kind::Node(_) => {}
         Kind::Pipe(end) => return streams::write_pipe(call, file, end, bytes, &mut from),
+        Kind::Timer(_) => return Err(Errno::EINVAL),
         Kind::Event(counter) => return streams::write_event(file, counter, bytes, &mut from),
         Kind::Proc(contents) => {
             let (written, end) = streams::write_proc(call, contents, file.position(), bytes, &mut from)?;
@@ -192,7 +193,8 @@ fn fill(call: &Syscall<'_>, file: &OpenFile, bytes: u64, mut to: UserBytes) -> A
     match file.kind() {
         Kind::Console => return input(file, reader(call), most, &mut to),
         Kind::Pipe(end) => return streams::read_pipe(file, end, most, &mut to),
-        Kind::Event(counter) => return streams::read_event(file, counter, most, &mut to),
+        Kind::Event(counter) => return streams::read_count(most, &mut to, || counter.read(file.if_not_ready())),
+        Kind::Timer(timer) => return streams::read_count(most, &mut to, || timer.read(file.if_not_ready())),
         Kind::Userfault(pager) => return userfault::read(call, file, pager, bytes, &mut to),
         Kind::Proc(contents) => {
             let (read, end) = streams::read_proc(call, contents, file.position(), most, &mut to)?;

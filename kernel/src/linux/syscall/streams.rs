@@ -61,7 +61,7 @@ pub(super) fn eventfd2(call: &mut Syscall<'_>) -> Answer {
     add(call, file, OnExec::requested(flags & EFD_CLOEXEC))
 }
 
-fn add(call: &Syscall<'_>, file: FileRef, on_exec: OnExec) -> Answer {
+pub(super) fn add(call: &Syscall<'_>, file: FileRef, on_exec: OnExec) -> Answer {
     call.task.files().add(file, 0, most_files(call), on_exec).map(u64::from)
 }
 
@@ -96,11 +96,11 @@ pub(super) fn write_pipe(
 
 /// Takes the count, which is lost where it cannot be stored, as on Linux.
 #[inline(never)]
-pub(super) fn read_event(file: &OpenFile, counter: &EventCounter, bytes: u64, to: &mut UserBytes) -> Answer {
+pub(super) fn read_count(bytes: u64, to: &mut UserBytes, read: impl FnOnce() -> Result<u64, Errno>) -> Answer {
     if bytes < COUNT {
         return Err(Errno::EINVAL);
     }
-    let count = counter.read(file.if_not_ready())?;
+    let count = read()?;
     if to.store(&count.to_le_bytes()) as u64 == COUNT { Ok(COUNT) } else { Err(Errno::EFAULT) }
 }
 

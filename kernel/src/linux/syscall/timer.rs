@@ -2,15 +2,22 @@
 //!
 //! There are none of CPU time: they are refused as the clocks without timers are.
 
+use granule_abi::file::{O_RDWR, TFD_CLOEXEC, TFD_NONBLOCK, TFD_TIMER_ABSTIME, TFD_TIMER_CANCEL_ON_SET};
 use granule_abi::signal::{SI_TIMER, SIGALRM, SIGEV_NONE, SIGEV_SIGNAL, SIGEV_THREAD, SIGEV_THREAD_ID};
-use granule_abi::time::{ITIMER_REAL, TIMER_ABSTIME, Timespec};
+use granule_abi::time::{
+    CLOCK_BOOTTIME, CLOCK_BOOTTIME_ALARM, CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_REALTIME_ALARM, ITIMER_REAL,
+    TIMER_ABSTIME, Timespec,
+};
 use granule_arch::addr::VirtAddr;
 
-use super::{Answer, Syscall, read_quads, write_quads};
+use super::{Answer, Syscall, io, read_quads, streams, write_quads};
 use crate::linux::errno::Errno;
+use crate::linux::file::open::{Kind, OpenFile};
+use crate::linux::file::table::OnExec;
+use crate::linux::file::timerfd::TimerFile;
 use crate::linux::process::clock::Clock;
 use crate::linux::process::signal::{Signal, SignalCause};
-use crate::linux::process::timer::{self, Notice, REAL, Times};
+use crate::linux::process::timer::{self, Notice, REAL, SignalNotice, Times};
 use crate::uaccess;
 
 /// The nanoseconds in a unit of the second word of each time: of `struct timespec`, and of `struct timeval`.
@@ -59,7 +66,7 @@ fn real(call: &Syscall<'_>, new: Option<Times>) -> Result<Times, Errno> {
         timer::add_real(process)?;
     }
     // Without one, nothing is left.
-    Ok(timer::exchange(process, REAL, new, false).unwrap_or_default())
+    Ok(timer::exchange(process.id(), REAL, new, false).unwrap_or_default())
 }
 
 pub(super) fn timer_create(call: &mut Syscall<'_>) -> Answer {
@@ -84,11 +91,13 @@ pub(super) fn timer_create(call: &mut Syscall<'_>) -> Answer {
     }
     let id = timer::create(process, |id| {
         let fields = [id.into(), event.map_or(id.into(), |[value, ..]| value)];
-        Notice { signal, thread, cause: SignalCause { code: SI_TIMER, fields } }
+        let cause = SignalCause { code: SI_TIMER, fields };
+        let notice = |signal| Notice::Signal(SignalNotice { signal, process, thread, cause });
+        signal.map_or(Notice::Nothing, notice)
     })?;
     let stored = uaccess::copy_to_user(to, &id.to_le_bytes());
     if stored.is_err() {
-        timer::delete(process, id)?;
+        timer::delete(process.id(), id)?;
     }
     Ok(stored.map(|()| 0)?)
 }
@@ -104,7 +113,7 @@ pub(super) fn timer_settime(call: &mut Syscall<'_>) -> Answer {
         return Err(Errno::EINVAL);
     }
     let new = read_times(new, NANOSECOND)?;
-    let left = timer::exchange(call.task.process(), number(call)?, Some(new), flags & TIMER_ABSTIME != 0)?;
+    let left = timer::exchange(call.task.process().id(), number(call)?, Some(new), flags & TIMER_ABSTIME != 0)?;
     if old.0 != 0 {
         write_times(old, left, NANOSECOND)?;
     }
@@ -112,14 +121,46 @@ pub(super) fn timer_settime(call: &mut Syscall<'_>) -> Answer {
 }
 
 pub(super) fn timer_gettime(call: &mut Syscall<'_>) -> Answer {
-    let left = timer::exchange(call.task.process(), number(call)?, None, false)?;
+    let left = timer::exchange(call.task.process().id(), number(call)?, None, false)?;
     write_times(call.address::<1>(), left, NANOSECOND).map(|()| 0)
 }
 
 pub(super) fn timer_getoverrun(call: &mut Syscall<'_>) -> Answer {
-    timer::overruns(call.task.process(), number(call)?)
+    timer::overruns(call.task.process().id(), number(call)?)
 }
 
 pub(super) fn timer_delete(call: &mut Syscall<'_>) -> Answer {
-    timer::delete(call.task.process(), number(call)?).map(|()| 0)
+    timer::delete(call.task.process().id(), number(call)?).map(|()| 0)
+}
+
+pub(super) fn timerfd_create(call: &mut Syscall<'_>) -> Answer {
+    let (clock, flags) = (u64::from(call.argument::<0>() as u32), call.argument::<1>() as u32);
+    let has_files = [CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_REALTIME_ALARM, CLOCK_BOOTTIME_ALARM];
+    if flags & !(TFD_CLOEXEC | TFD_NONBLOCK) != 0 || !has_files.contains(&clock) {
+        return Err(Errno::EINVAL);
+    }
+    let file = OpenFile::new(Kind::Timer(TimerFile::new()?), O_RDWR | flags & TFD_NONBLOCK)?;
+    streams::add(call, file, OnExec::requested(flags & TFD_CLOEXEC))
+}
+
+fn timer_of(file: &OpenFile) -> Result<&TimerFile, Errno> {
+    if let Kind::Timer(timer) = file.kind() { Ok(timer) } else { Err(Errno::EINVAL) }
+}
+
+pub(super) fn timerfd_settime(call: &mut Syscall<'_>) -> Answer {
+    let flags = call.argument::<1>() as u32;
+    let new = read_times(call.address::<2>(), NANOSECOND)?;
+    if flags & !(TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let file = io::file(call, call.argument::<0>())?;
+    let left = timer_of(&file)?.exchange(Some(new), flags & TFD_TIMER_ABSTIME != 0)?;
+    let old = call.address::<3>();
+    if old.0 == 0 { Ok(0) } else { write_times(old, left, NANOSECOND).map(|()| 0) }
+}
+
+pub(super) fn timerfd_gettime(call: &mut Syscall<'_>) -> Answer {
+    let file = io::file(call, call.argument::<0>())?;
+    let left = timer_of(&file)?.exchange(None, false)?;
+    write_times(call.address::<1>(), left, NANOSECOND).map(|()| 0)
 }

@@ -60,13 +60,14 @@ pub fn start(path: &str, words: Words) -> Result<u32, ExecError> {
 }
 
 /// The pools of processes, tasks, open files and what else they have: for audits that count objects and frames by owner.
-pub fn pools() -> [(&'static str, crate::mm::pool::PoolStats); 15] {
+pub fn pools() -> [(&'static str, crate::mm::pool::PoolStats); 16] {
     let [files, tables] = crate::linux::file::open::pool_stats();
     let [nodes, names, memory_files] = crate::linux::file::files::pool_stats();
     [
         files,
         tables,
         ("pipes", crate::linux::file::pipe::pool_stats()),
+        ("timers of files", crate::linux::file::timerfd::pool_stats()),
         ("locks of files", crate::linux::file::locks::pool_stats()),
         ("texts of /proc", crate::linux::file::records::pool_stats()),
         ("pidfds", crate::linux::file::pidfd::pool_stats()),

@@ -1,9 +1,10 @@
-//! Timers of programs: those of `timer_create`, and that of `setitimer`.
+//! Timers of programs: those of `timer_create`, that of `setitimer`, and those of `timerfd_create`.
 //!
-//! All are in two trees under one lock: by process and number, and by moment. A kernel thread sleeps until the first
-//! moment, and sends the signal. The timer has *fired* then, and runs again when a signal of its number is delivered, as
-//! on Linux: one whose signal is blocked or ignored makes no work, whatever its interval. The moments that pass until
-//! then are its overruns. Where signals of several timers are one, all of these run again.
+//! All are in two trees under one lock: by owner and number, and by moment. A kernel thread sleeps until the first
+//! moment, and sends the signal, or wakes the pollers of the file. The timer has *fired* then, and runs again when a signal
+//! of its number is delivered, or its file is read, as on Linux: one whose signal is blocked or ignored, or whose file
+//! is not read, makes no work, whatever its interval. The moments that pass until then are its overruns. Where signals
+//! of several timers are one, all of these run again.
 //!
 //! The lock comes before that of a process. A timer is gone before its process is.
 
@@ -24,8 +25,9 @@ use crate::linux::errno::Errno;
 use crate::linux::process::quota::Quota;
 use crate::linux::process::signal::{Signal, SignalCause};
 use crate::mm::OutOfMemory;
+use crate::mm::counted::Counted;
 use crate::mm::pool::{Pool, PoolBox, PoolStats};
-use crate::sched::{self, ThreadRef, park, relax, with_timeout};
+use crate::sched::{self, PollQueue, ThreadRef, park, relax, with_timeout};
 use crate::smp::Cpu;
 use crate::sync::{IrqLock, rank};
 
@@ -49,11 +51,27 @@ pub struct Times {
     pub value: u64,
 }
 
+/// The owner of the timers of files. No process has this number.
+pub const FILES: u32 = 0;
+
+/// The effect of a timer's moment.
+#[derive(Clone)]
+pub enum Notice {
+    /// None.
+    Nothing,
+    /// A signal.
+    Signal(SignalNotice),
+    /// The pollers of its file look.
+    Pollers(Counted<PollQueue>),
+}
+
 /// The signal of a timer.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Notice {
-    /// None is sent without one.
-    pub signal: Option<Signal>,
+#[derive(Clone, Copy)]
+pub struct SignalNotice {
+    /// The signal.
+    pub signal: Signal,
+    /// The process, which owns the timer.
+    pub process: &'static Process,
     /// The thread that it is sent to, in place of the process.
     pub thread: Option<u32>,
     /// Its cause, with the number of a timer of `timer_create`.
@@ -63,7 +81,8 @@ pub struct Notice {
 struct Timer {
     by_number: RBTreeLink,
     queued: RBTreeLink,
-    process: &'static Process,
+    /// The number of a process, or [`FILES`].
+    owner: u32,
     id: u32,
     notice: Notice,
     stage: Cell<Stage>,
@@ -92,7 +111,7 @@ use adapter::{ByNumber, Queued};
 impl KeyAdapter<'_> for ByNumber {
     type Key = (u32, u32);
     fn get_key(&self, timer: &Timer) -> (u32, u32) {
-        (timer.process.id(), timer.id)
+        (timer.owner, timer.id)
     }
 }
 
@@ -100,21 +119,25 @@ impl KeyAdapter<'_> for ByNumber {
 impl KeyAdapter<'_> for Queued {
     type Key = (u32, u32, u64);
     fn get_key(&self, timer: &Timer) -> (u32, u32, u64) {
-        match (timer.stage.get(), timer.notice.signal) {
-            (Stage::Fired, Some(signal)) => (timer.process.id(), signal.number(), timer.due.get()),
+        match (timer.stage.get(), timer.signal()) {
+            (Stage::Fired, Some(signal)) => (timer.owner, signal.number(), timer.due.get()),
             _ => (0, 0, timer.due.get()),
         }
     }
 }
 
 impl Timer {
+    const fn signal(&self) -> Option<Signal> {
+        if let Notice::Signal(notice) = &self.notice { Some(notice.signal) } else { None }
+    }
+
     fn left(&self, now: u64) -> Times {
         let (due, interval) = (self.due.get(), self.interval.get());
         let value = match self.stage.get() {
             Stage::Stopped => 0,
             _ if due > now => due - now,
             _ if interval != 0 && self.id != REAL => interval - (now - due) % interval,
-            Stage::Waiting if self.notice.signal.is_some() => 1,
+            Stage::Waiting if self.signal().is_some() => 1,
             _ => 0,
         };
         Times { interval, value }
@@ -123,7 +146,7 @@ impl Timer {
 
 struct Timers {
     by_number: RBTree<ByNumber>,
-    /// Those with a signal that wait or have fired.
+    /// Those that wait, but for those whose moment has no effect, and those with a signal that have fired.
     queue: RBTree<Queued>,
 }
 
@@ -131,14 +154,14 @@ struct Timers {
 unsafe impl Send for Timers {}
 
 impl Timers {
-    fn find(&self, process: &Process, id: u32) -> Result<UnsafeRef<Timer>, Errno> {
-        self.by_number.find(&(process.id(), id)).clone_pointer().ok_or(Errno::EINVAL)
+    fn find(&self, owner: u32, id: u32) -> Result<UnsafeRef<Timer>, Errno> {
+        self.by_number.find(&(owner, id)).clone_pointer().ok_or(Errno::EINVAL)
     }
 
-    /// The number of the process's next timer: one more than that of the last.
-    fn next_number(&self, process: &Process) -> Option<u32> {
-        let last = self.by_number.upper_bound(Bound::Excluded(&(process.id(), REAL)));
-        let last = last.get().filter(|last| last.process.id() == process.id());
+    /// The number of the owner's next timer: one more than that of the last.
+    fn next_number(&self, owner: u32) -> Option<u32> {
+        let last = self.by_number.upper_bound(Bound::Excluded(&(owner, REAL)));
+        let last = last.get().filter(|last| last.owner == owner);
         last.map_or(Some(0), |last| last.id.checked_add(1).filter(|&id| id <= i32::MAX as u32))
     }
 
@@ -149,7 +172,12 @@ impl Timers {
         }
         timer.stage.set(stage);
         timer.due.set(due);
-        if stage != Stage::Stopped && timer.notice.signal.is_some() {
+        let is_queued = match timer.notice {
+            Notice::Nothing => false,
+            Notice::Signal(_) => stage != Stage::Stopped,
+            Notice::Pollers(_) => stage == Stage::Waiting,
+        };
+        if is_queued {
             // SAFETY: it is taken out before it is freed.
             self.queue.insert(unsafe { UnsafeRef::from_raw(timer) });
         }
@@ -164,7 +192,7 @@ impl Timers {
     fn fired(&self, process: &Process, signal: Signal) -> Option<UnsafeRef<Timer>> {
         let from = (process.id(), signal.number(), 0);
         let timer = self.queue.lower_bound(Bound::Included(&from)).clone_pointer()?;
-        (timer.process.id() == process.id() && timer.notice.signal == Some(signal)).then_some(timer)
+        (timer.owner == process.id() && timer.signal() == Some(signal)).then_some(timer)
     }
 
     /// Has the signal sent again, for one of the timers that have fired.
@@ -180,12 +208,30 @@ impl Timers {
         self.put(timer, Stage::Stopped, 0);
         timer.interval.set(0);
         timer.overruns.set(0);
-        let Notice { signal: Some(signal), thread, cause } = timer.notice else { return };
-        if has_fired {
-            timer.process.lock().take_back(thread, signal, cause);
+        if let Notice::Signal(SignalNotice { signal, process, thread, cause }) = timer.notice
+            && has_fired
+        {
+            process.lock().take_back(thread, signal, cause);
             // It may have been another one's too.
-            self.send_again(timer.process, signal);
+            self.send_again(process, signal);
         }
+    }
+
+    /// Sends the signal of a timer that has fired.
+    fn send(&mut self, timer: &Timer, notice: &SignalNotice) -> Elsewhere {
+        let SignalNotice { signal, process, thread, cause } = *notice;
+        let mut state = process.lock();
+        let visit = match thread {
+            None => state.send(signal, cause),
+            Some(thread) => state.send_to(thread, signal, cause),
+        };
+        // One that is ignored is not sent later where the timer has no other moment.
+        let is_lost = timer.interval.get() == 0 && !state.has_pending(thread, signal);
+        drop(state);
+        if is_lost {
+            self.put(timer, Stage::Stopped, 0);
+        }
+        Elsewhere::new(process, visit)
     }
 
     /// Has a timer that fired run again.
@@ -207,7 +253,16 @@ pub fn create(process: &'static Process, notice: impl FnOnce(u32) -> Notice) -> 
     if !CREATED.take(process.limits.soft(RLIMIT_SIGPENDING)) {
         return Err(Errno::EAGAIN);
     }
-    add(process, None, notice).inspect_err(|_| CREATED.give_back())
+    process.has_timers.store(true, Ordering::Relaxed);
+    add(process.id(), None, notice).inspect_err(|_| CREATED.give_back())
+}
+
+/// Creates the timer of a file, with these pollers; returns its number.
+///
+/// # Errors
+/// `ENOMEM`.
+pub fn create_for_file(pollers: Counted<PollQueue>) -> Result<u32, Errno> {
+    add(FILES, None, |_| Notice::Pollers(pollers))
 }
 
 /// Adds the timer of `setitimer`, unless the process has it.
@@ -215,22 +270,23 @@ pub fn create(process: &'static Process, notice: impl FnOnce(u32) -> Notice) -> 
 /// # Errors
 /// `ENOMEM`.
 pub fn add_real(process: &'static Process) -> Result<(), Errno> {
-    let notice = Notice { signal: Some(Signal::ALRM), thread: None, cause: SignalCause::KERNEL };
-    add(process, Some(REAL), |_| notice).map(drop)
+    let notice = SignalNotice { signal: Signal::ALRM, process, thread: None, cause: SignalCause::KERNEL };
+    process.has_timers.store(true, Ordering::Relaxed);
+    add(process.id(), Some(REAL), |_| Notice::Signal(notice)).map(drop)
 }
 
-fn add(process: &'static Process, id: Option<u32>, notice: impl FnOnce(u32) -> Notice) -> Result<u32, Errno> {
+fn add(owner: u32, id: Option<u32>, notice: impl FnOnce(u32) -> Notice) -> Result<u32, Errno> {
     // Dropped after the lock is released.
     let room = POOL.call_once(|| Pool::new(kernel().frames)).try_new_uninit()?;
     let mut timers = TIMERS.lock();
-    let id = id.or_else(|| timers.next_number(process)).ok_or(Errno::EAGAIN)?;
-    if timers.find(process, id).is_ok() {
+    let id = id.or_else(|| timers.next_number(owner)).ok_or(Errno::EAGAIN)?;
+    if timers.find(owner, id).is_ok() {
         return Ok(id);
     }
     let timer = room.write(Timer {
         by_number: RBTreeLink::new(),
         queued: RBTreeLink::new(),
-        process,
+        owner,
         id,
         notice: notice(id),
         stage: Cell::new(Stage::Stopped),
@@ -239,7 +295,6 @@ fn add(process: &'static Process, id: Option<u32>, notice: impl FnOnce(u32) -> N
         overruns: Cell::new(0),
     });
     timers.by_number.insert(timer.into_ref());
-    process.has_timers.store(true, Ordering::Relaxed);
     Ok(id)
 }
 
@@ -247,9 +302,9 @@ fn add(process: &'static Process, id: Option<u32>, notice: impl FnOnce(u32) -> N
 ///
 /// # Errors
 /// `EINVAL`: there is no such timer.
-pub fn exchange(process: &Process, id: u32, new: Option<Times>, is_moment: bool) -> Result<Times, Errno> {
+pub fn exchange(owner: u32, id: u32, new: Option<Times>, is_moment: bool) -> Result<Times, Errno> {
     let mut timers = TIMERS.lock();
-    let timer = timers.find(process, id)?;
+    let timer = timers.find(owner, id)?;
     let now = uptime_nanoseconds();
     let left = timer.left(now);
     if let Some(Times { interval, value }) = new {
@@ -266,18 +321,31 @@ pub fn exchange(process: &Process, id: u32, new: Option<Times>, is_moment: bool)
 ///
 /// # Errors
 /// `EINVAL`: there is no such timer.
-pub fn overruns(process: &Process, id: u32) -> Result<u64, Errno> {
-    Ok(TIMERS.lock().find(process, id)?.overruns.get())
+pub fn overruns(owner: u32, id: u32) -> Result<u64, Errno> {
+    Ok(TIMERS.lock().find(owner, id)?.overruns.get())
+}
+
+/// The moments of a file's timer that have come since they were last taken; `None` where none has. They are taken if
+/// `is_taken`: the timer goes on then.
+pub fn moments(id: u32, is_taken: bool) -> Option<u64> {
+    let mut timers = TIMERS.lock();
+    let (timer, now) = (timers.find(FILES, id).ok()?, uptime_nanoseconds());
+    let late = now.checked_sub(timer.due.get()).filter(|_| timer.stage.get() != Stage::Stopped)?;
+    let missed = late.checked_div(timer.interval.get()).unwrap_or(0);
+    if is_taken {
+        timers.go_on(&timer, now);
+    }
+    Some(missed.saturating_add(1))
 }
 
 /// Deletes a timer.
 ///
 /// # Errors
 /// `EINVAL`: there is none.
-pub fn delete(process: &Process, id: u32) -> Result<(), Errno> {
+pub fn delete(owner: u32, id: u32) -> Result<(), Errno> {
     let removed = {
         let mut timers = TIMERS.lock();
-        let timer = timers.find(process, id)?;
+        let timer = timers.find(owner, id)?;
         timers.stop(&timer);
         // SAFETY: it is in the tree; `add` made it from a box, and no tree has it any more.
         unsafe {
@@ -285,7 +353,7 @@ pub fn delete(process: &Process, id: u32) -> Result<(), Errno> {
             PoolBox::from_ref(timer)
         }
     };
-    if removed.id != REAL {
+    if removed.owner != FILES && removed.id != REAL {
         CREATED.give_back();
     }
     Ok(())
@@ -296,11 +364,11 @@ pub fn delete_all(process: &Process, has_ended: bool) {
     let first = || {
         let timers = TIMERS.lock();
         let first = timers.by_number.lower_bound(Bound::Included(&(process.id(), 0)));
-        first.get().filter(|first| first.process.id() == process.id() && (has_ended || first.id != REAL))?.id.into()
+        first.get().filter(|first| first.owner == process.id() && (has_ended || first.id != REAL))?.id.into()
     };
     while let Some(id) = first() {
         // There is no other thread that deletes it.
-        let _ = delete(process, id);
+        let _ = delete(process.id(), id);
         relax();
     }
 }
@@ -321,7 +389,10 @@ fn go_on_after(process: &Process, signal: Signal, cause: SignalCause) -> SignalC
         let fired = timers.fired(process, signal);
         let Some(timer) = fired.filter(|timer| timer.due.get() <= now) else { break };
         timers.go_on(&timer, now);
-        if timer.id != REAL && timer.notice.cause == cause {
+        if let Notice::Signal(notice) = timer.notice
+            && timer.id != REAL
+            && notice.cause == cause
+        {
             result.fields[0] |= timer.overruns.get() << 32;
         }
     }
@@ -335,10 +406,17 @@ pub fn reconsider(process: &Process, signal: Signal) {
     }
 }
 
-/// Sends the signal of the first timer, if its moment has come. Returns how long it is until the next one may be due; `None`
+/// The effect that is left without the lock.
+enum Fired {
+    Nothing,
+    Signal(Elsewhere),
+    Pollers(Counted<PollQueue>),
+}
+
+/// Sends the signal of the first timer, or wakes its pollers, if its moment has come. Returns how long it is until the next one may be due; `None`
 /// where none waits.
 fn fire() -> Option<Duration> {
-    let elsewhere = {
+    let fired = {
         let mut timers = TIMERS.lock();
         let timer = timers.queue.front().clone_pointer().filter(|timer| timer.stage.get() == Stage::Waiting)?;
         let left = timer.due.get().saturating_sub(uptime_nanoseconds());
@@ -346,20 +424,17 @@ fn fire() -> Option<Duration> {
             return Some(Duration::from_nanos(left));
         }
         timers.put(&timer, Stage::Fired, timer.due.get());
-        let Notice { signal, thread, cause } = timer.notice;
-        let mut state = timer.process.lock();
-        let visit = match thread {
-            None => state.send(signal?, cause),
-            Some(thread) => state.send_to(thread, signal?, cause),
-        };
-        // One that is ignored is not sent later where the timer has no other moment.
-        if timer.interval.get() == 0 && !state.has_pending(thread, signal?) {
-            drop(state);
-            timers.put(&timer, Stage::Stopped, 0);
+        match &timer.notice {
+            Notice::Nothing => Fired::Nothing,
+            Notice::Pollers(pollers) => Fired::Pollers(pollers.clone()),
+            Notice::Signal(notice) => Fired::Signal(timers.send(&timer, notice)),
         }
-        Elsewhere::new(timer.process, visit)
     };
-    elsewhere.finish();
+    match fired {
+        Fired::Nothing => {}
+        Fired::Pollers(pollers) => pollers.wake(),
+        Fired::Signal(elsewhere) => elsewhere.finish(),
+    }
     relax();
     Some(Duration::ZERO)
 }
