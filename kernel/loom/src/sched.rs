@@ -42,7 +42,7 @@ mod token;
 #[path = "../../src/sched/wait.rs"]
 mod wait;
 
-pub use poll::{PollNode, PollNodes, PollQueue, poll};
+pub use poll::{PollNode, PollNodes, PollQueue, Watcher, poll};
 pub(crate) use queue::PerCpu;
 use queue::running;
 pub(crate) use rwsem::BriefSlot;

@@ -229,7 +229,7 @@ pub fn start_waker(cpu: &'static Cpu) -> Result<(), OutOfMemory> {
 extern "C" fn wake_readers(_: usize) -> ! {
     loop {
         crate::sched::park();
-        POLLERS.wake();
+        POLLERS.wake(PollQueue::ANY);
     }
 }
 

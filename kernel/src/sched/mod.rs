@@ -30,7 +30,7 @@ use core::cell::UnsafeCell;
 
 pub use fp_state::FpState;
 pub use machine::*;
-pub use poll::{PollNode, PollNodes, PollQueue, poll};
+pub use poll::{PollNode, PollNodes, PollQueue, Watcher, poll};
 pub use replays::Replays;
 pub use rwsem::{BriefGuard, BriefSlot, ReadGuard, RwSem, WriteGuard};
 pub use tag_check::{TagChecks, TagFaults};

@@ -18,6 +18,10 @@
 //! the lock between batches. It ends at a node whose mark is not below its own number: that one, and all after it, came
 //! or were woken after it began, and so after the change. Their threads look after that.
 //!
+//! **A watcher** is a poller that is no thread: its node stays in the queue, and a wake-up [notes](Watcher::note) the
+//! change, and wakes the watcher's own pollers where it holds no lock. An object names the events of each change, so that a
+//! watcher notes what it waits for alone.
+//!
 //! A node lies where its poller keeps it, and is accessed under its queue's lock alone. How many a poller has is a
 //! program's choice, so it joins and leaves [`AT_ONCE`] at a time, and joins no more once it has a signal to deliver.
 //!
@@ -30,17 +34,31 @@ use core::cell::Cell;
 use intrusive_collections::{LinkedList, LinkedListLink, UnsafeRef};
 
 use super::machine::{ThreadRef, current, is_interrupted, park, relax};
+use crate::mm::counted::Counted;
 use crate::sync::WOKEN_AT_ONCE;
 use crate::sync::{IrqLock, rank};
 
 /// Queues that a poller joins or leaves between two scheduling points.
 const AT_ONCE: usize = 64;
 
-/// One object that a thread polls.
+/// A poller that is no thread.
+pub trait Watcher: Sync {
+    /// A change of the object after which these events may hold; returns the queue to wake for it, and the events of that. Under
+    /// the lock of the object's queue: takes locks after the rank `WAIT` alone.
+    fn note(&self, events: u16) -> Option<(Counted<PollQueue>, u16)>;
+}
+
+/// The target of a wake-up.
+enum Poller<'q> {
+    Thread(ThreadRef),
+    Watcher(&'q dyn Watcher),
+}
+
+/// One object that a thread polls, or that is watched.
 pub struct PollNode<'q> {
     queue: &'q PollQueue,
     link: LinkedListLink,
-    thread: ThreadRef,
+    poller: Poller<'q>,
     /// The number of the last wake-up that met it, or that there was when it joined.
     mark: Cell<u64>,
 }
@@ -77,17 +95,22 @@ impl Default for PollQueue {
 }
 
 impl PollQueue {
+    /// All events, for a change after which any may hold.
+    pub const ANY: u16 = u16::MAX;
+
     /// A queue without pollers.
     pub const fn new() -> Self {
         Self(IrqLock::new(Pollers::EMPTY))
     }
 
-    /// Wakes all pollers, after a change of the object's state. For threads, without a lock: others run in between.
-    pub fn wake(&self) {
+    /// Wakes all pollers, after a change of the object's state. For threads, without a lock: others run in between. A
+    /// watcher that waits for none of `events`, bits of `POLL`, notes nothing.
+    pub fn wake(&self, events: u16) {
         let mut pollers = self.0.lock();
         pollers.wakes += 1;
         let number = pollers.wakes;
         loop {
+            let mut further = None;
             for _ in 0..WOKEN_AT_ONCE {
                 let mut front = pollers.nodes.front_mut();
                 if front.get().is_none_or(|node| node.mark.get() >= number) {
@@ -95,10 +118,20 @@ impl PollQueue {
                 }
                 let Some(node) = front.remove() else { return };
                 node.mark.set(number);
-                node.thread.unpark();
+                match &node.poller {
+                    Poller::Thread(thread) => thread.unpark(),
+                    Poller::Watcher(watcher) => further = watcher.note(events),
+                }
                 pollers.nodes.push_back(node);
+                if further.is_some() {
+                    break;
+                }
             }
             drop(pollers);
+            // Watchers of watchers are few levels deep.
+            if let Some((queue, events)) = further {
+                queue.wake(events);
+            }
             relax();
             pollers = self.0.lock();
         }
@@ -108,19 +141,31 @@ impl PollQueue {
 impl<'q> PollNode<'q> {
     /// For the running thread, in no queue yet.
     pub fn new(queue: &'q PollQueue) -> Self {
-        Self { queue, link: LinkedListLink::new(), thread: current().to_ref(), mark: Cell::new(0) }
+        Self::of(queue, Poller::Thread(current().to_ref()))
     }
 
-    fn join(&self) {
+    /// For a watcher, in no queue yet.
+    pub fn watching(queue: &'q PollQueue, watcher: &'q dyn Watcher) -> Self {
+        Self::of(queue, Poller::Watcher(watcher))
+    }
+
+    const fn of(queue: &'q PollQueue, poller: Poller<'q>) -> Self {
+        Self { queue, link: LinkedListLink::new(), poller, mark: Cell::new(0) }
+    }
+
+    /// Joins the queue: for threads, under locks before the rank `WAIT`.
+    ///
+    /// # Safety
+    /// The node is in no queue. It stays where it is, and its queue and its watcher are there, until it has left.
+    pub unsafe fn join(&self) {
         let mut pollers = self.queue.0.lock();
         self.mark.set(pollers.wakes);
-        // SAFETY: the node stays where it is until it has left the queue, and does so before `'q` ends: `poll` borrows it
-        // for all that time.
+        // SAFETY: as the caller guarantees.
         pollers.nodes.push_back(unsafe { UnsafeRef::from_raw((&raw const *self).cast()) });
     }
 
-    /// Leaves the queue, if it has joined it.
-    fn leave(&self) {
+    /// Leaves the queue, if it has joined it. As [`Self::join`].
+    pub fn leave(&self) {
         let mut pollers = self.queue.0.lock();
         if self.link.is_linked() {
             // SAFETY: it is in this list, out of which no wake-up takes it.
@@ -162,7 +207,8 @@ pub fn poll<'q>(nodes: &mut impl PollNodes<'q>, look: &mut dyn FnMut() -> bool) 
                 break;
             }
         }
-        node.join();
+        // SAFETY: the nodes and their queues are borrowed until all have left.
+        unsafe { node.join() };
     }
     while !look() {
         park();

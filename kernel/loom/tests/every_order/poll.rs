@@ -50,15 +50,15 @@ fn two_objects(wakes: Wakes) {
             woken
         });
         let other = Arc::clone(&shared);
-        let wakes_first = loom::thread::spawn(move || other[0].queue.wake());
+        let wakes_first = loom::thread::spawn(move || other[0].queue.wake(PollQueue::ANY));
         let [_, second] = &*shared;
         match wakes {
             Wakes::Behind => {
                 second.become_ready();
-                second.queue.wake();
+                second.queue.wake(PollQueue::ANY);
             }
             Wakes::Before => {
-                second.queue.wake();
+                second.queue.wake(PollQueue::ANY);
                 second.become_ready();
             }
         }
@@ -91,10 +91,10 @@ fn two_wake_ups_that_meet_reach_all_pollers() {
         let other = Arc::clone(&shared);
         let wakes = loom::thread::spawn(move || {
             other.word.fetch_add(1, Ordering::Release);
-            other.queue.wake();
+            other.queue.wake(PollQueue::ANY);
         });
         shared.word.fetch_add(1, Ordering::Release);
-        shared.queue.wake();
+        shared.queue.wake(PollQueue::ANY);
         wakes.join().unwrap();
         polls.into_iter().for_each(|poll| assert_eq!(poll.join().unwrap(), Woken::ByAnother));
     });

@@ -42,9 +42,10 @@ impl EventCounter {
         Self { count: IrqLock::new(count), queue: PollQueue::new(), is_semaphore: flags & EFD_SEMAPHORE != 0 }
     }
 
-    /// Changes the count, as soon as `change` has a new count and a result for it.
+    /// Changes the count, as soon as `change` has a new count and a result for it, after which these events may hold.
     fn change(
         &self,
+        events: u16,
         if_not_ready: IfNotReady,
         change: &mut dyn FnMut(u64) -> Option<(u64, u64)>,
     ) -> Result<u64, Errno> {
@@ -58,7 +59,7 @@ impl EventCounter {
             result.is_ok()
         };
         attempt_until(&self.queue, if_not_ready, &mut attempt)?;
-        self.queue.wake();
+        self.queue.wake(events);
         result
     }
 
@@ -68,7 +69,7 @@ impl EventCounter {
     /// `EAGAIN`, `ERESTARTSYS`.
     pub fn read(&self, if_not_ready: IfNotReady) -> Result<u64, Errno> {
         let is_semaphore = self.is_semaphore;
-        self.change(if_not_ready, &mut |count| match count {
+        self.change(POLLOUT, if_not_ready, &mut |count| match count {
             0 => None,
             _ if is_semaphore => Some((count - 1, 1)),
             _ => Some((0, count)),
@@ -84,7 +85,7 @@ impl EventCounter {
             return Err(Errno::EINVAL);
         }
         let add = &mut |count: u64| count.checked_add(more).filter(|&sum| sum != u64::MAX).map(|sum| (sum, 0));
-        self.change(if_not_ready, add).map(drop)
+        self.change(POLLIN, if_not_ready, add).map(drop)
     }
 
     /// The events that a poller finds.

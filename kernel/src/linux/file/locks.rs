@@ -224,7 +224,7 @@ pub fn change<R>(change: impl FnOnce(&mut Locks) -> R) -> R {
         (change(&mut locks), take(&mut locks.is_news))
     };
     if is_news {
-        WAITING.wake();
+        WAITING.wake(0);
     }
     result
 }

@@ -60,7 +60,7 @@ impl Pidfd {
 
     /// Wakes its pollers. For threads, without a lock.
     pub fn wake(&self) {
-        self.pollers.wake();
+        self.pollers.wake(PollQueue::ANY);
     }
 
     /// Waits until the process has ended, and has left its space.

@@ -32,6 +32,11 @@ use crate::sync::{IrqLock, rank};
 
 static PIPES: Once<Pool<Inner<Pipe>>> = Once::new();
 
+/// There are bytes.
+const INPUT: u16 = POLLIN | POLLRDNORM;
+/// There is room.
+const OUTPUT: u16 = POLLOUT | POLLWRNORM;
+
 /// Pipes.
 pub fn pool_stats() -> PoolStats {
     PIPES.get().map_or_else(PoolStats::default, Pool::stats)
@@ -183,8 +188,8 @@ impl Pipe {
         }
     }
 
-    /// Reads what there is; the caller has the turn to read.
-    fn read_pages(&self, bytes: u64, store: &mut dyn FnMut(&[u8]) -> usize) -> Result<u64, Errno> {
+    /// Reads what there is; the caller has the turn to read. `change` is [`OUTPUT`] where there was no room before.
+    fn read_pages(&self, bytes: u64, store: &mut dyn FnMut(&[u8]) -> usize, change: &mut u16) -> Result<u64, Errno> {
         let mut done = 0;
         while done < bytes {
             let Some(page) = self.state.lock().ring.front() else { break };
@@ -195,8 +200,12 @@ impl Pipe {
                 return if done == 0 { Err(Errno::EFAULT) } else { Ok(done) };
             }
             done += count as u64;
-            let empty = self.state.lock().ring.consume(count);
+            let (was_full, empty) = {
+                let ring = &mut self.state.lock().ring;
+                (ring.is_full(), ring.consume(count))
+            };
             if let Some(frame) = empty {
+                *change |= if was_full { OUTPUT } else { 0 };
                 kernel().frames.free(this_cpu(), frame);
             }
             if page.is_packet {
@@ -244,7 +253,7 @@ impl Pipe {
                 Room::Full if access.if_not_ready == IfNotReady::Fail => break Err(Errno::EAGAIN),
                 Room::Full => {
                     choice = PageChoice::New;
-                    self.queue.wake();
+                    self.queue.wake(INPUT);
                     match self.wait(|state| !state.ring.is_full() || !state.has_reader) {
                         Ok(()) => continue,
                         Err(error) => break Err(error),
@@ -271,7 +280,7 @@ impl Pipe {
             }
         };
         if done != 0 {
-            self.queue.wake();
+            self.queue.wake(INPUT);
         }
         (done, outcome)
     }
@@ -292,9 +301,10 @@ impl PipeEnd {
         if access.bytes == 0 || !self.pipe.begin_read(access.if_not_ready)? {
             return Ok(0);
         }
-        let read = self.pipe.read_pages(access.bytes, store);
+        let mut change = 0;
+        let read = self.pipe.read_pages(access.bytes, store, &mut change);
         self.pipe.state.lock().is_read = false;
-        self.pipe.queue.wake();
+        self.pipe.queue.wake(change);
         read
     }
 
@@ -311,7 +321,7 @@ impl PipeEnd {
         match self.end {
             End::Read => {
                 if !state.ring.is_empty() {
-                    events |= POLLIN | POLLRDNORM;
+                    events |= INPUT;
                 }
                 if !state.has_writer {
                     events |= POLLHUP;
@@ -319,7 +329,7 @@ impl PipeEnd {
             }
             End::Write => {
                 if !state.ring.is_full() {
-                    events |= POLLOUT | POLLWRNORM;
+                    events |= OUTPUT;
                 }
                 if !state.has_reader {
                     events |= POLLERR;
@@ -356,7 +366,7 @@ impl PipeEnd {
         if !self.pipe.state.lock().ring.set_limit(pages) {
             return Err(Errno::EBUSY);
         }
-        self.pipe.queue.wake();
+        self.pipe.queue.wake(OUTPUT);
         Ok(pages * PAGE_SIZE)
     }
 
@@ -375,7 +385,7 @@ impl Drop for PipeEnd {
                 End::Write => state.has_writer = false,
             }
         }
-        self.pipe.queue.wake();
+        self.pipe.queue.wake(PollQueue::ANY);
     }
 }
 

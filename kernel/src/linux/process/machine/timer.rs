@@ -14,6 +14,7 @@ use core::cell::Cell;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use core::time::Duration;
 
+use granule_abi::file::{POLLIN, POLLRDNORM};
 use granule_abi::limits::RLIMIT_SIGPENDING;
 use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef};
 use spin::Once;
@@ -432,7 +433,7 @@ fn fire() -> Option<Duration> {
     };
     match fired {
         Fired::Nothing => {}
-        Fired::Pollers(pollers) => pollers.wake(),
+        Fired::Pollers(pollers) => pollers.wake(POLLIN | POLLRDNORM),
         Fired::Signal(elsewhere) => elsewhere.finish(),
     }
     relax();

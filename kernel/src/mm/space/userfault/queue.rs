@@ -198,7 +198,7 @@ impl Queue {
 
     /// Wakes the threads that poll it. They are as many as programs like: no spinning lock is held.
     pub(super) fn wake_pollers(&self) {
-        self.pollers.wake();
+        self.pollers.wake(PollQueue::ANY);
     }
 
     /// Sleeps by `sleep` until `fault` is woken, or `ends` returns true; takes it out, and returns whether it was woken. No
@@ -289,7 +289,7 @@ impl Queue {
             lists.events.push_back(unsafe { UnsafeRef::from_raw(&raw const event) });
             lists.wake_reader();
         }
-        self.pollers.wake();
+        self.pollers.wake(PollQueue::ANY);
         loop {
             // Acquire: the reader has finished with the node.
             if event.done.load(Ordering::Acquire) {
@@ -386,6 +386,6 @@ impl Drop for Reading<'_> {
         lists.events.push_back(unsafe { UnsafeRef::from_raw(&raw const *event) });
         lists.wake_reader();
         drop(lists);
-        self.queue.pollers.wake();
+        self.queue.pollers.wake(PollQueue::ANY);
     }
 }
