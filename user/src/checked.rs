@@ -32,6 +32,7 @@ macro_rules! errors {
 }
 
 calls! {
+    EPOLL_CREATE1 __NR_epoll_create1, EPOLL_CTL __NR_epoll_ctl, EPOLL_PWAIT __NR_epoll_pwait, EPOLL_PWAIT2 __NR_epoll_pwait2,
     EVENTFD2 __NR_eventfd2, PIPE2 __NR_pipe2, PPOLL __NR_ppoll, READLINKAT __NR_readlinkat,
     NEWFSTATAT __NR_newfstatat, SET_ROBUST_LIST __NR_set_robust_list, GET_ROBUST_LIST __NR_get_robust_list,
     SCHED_GETAFFINITY __NR_sched_getaffinity, PROCESS_VM_READV __NR_process_vm_readv,
@@ -92,7 +93,8 @@ same! { file, general:
     F_ADD_SEALS F_GET_SEALS F_SEAL_SEAL F_SEAL_SHRINK F_SEAL_GROW F_SEAL_WRITE F_SEAL_FUTURE_WRITE F_SEAL_EXEC MFD_CLOEXEC
     MFD_ALLOW_SEALING MFD_HUGETLB MFD_NOEXEC_SEAL MFD_EXEC FALLOC_FL_KEEP_SIZE FALLOC_FL_PUNCH_HOLE F_SETPIPE_SZ F_GETPIPE_SZ F_GETLK F_SETLK F_SETLKW F_OFD_GETLK
     F_OFD_SETLK F_OFD_SETLKW F_RDLCK F_WRLCK F_UNLCK LOCK_SH LOCK_EX LOCK_NB LOCK_UN LOCK_MAND EFD_SEMAPHORE EFD_CLOEXEC EFD_NONBLOCK
-    POLLIN POLLPRI POLLOUT POLLERR POLLHUP POLLNVAL POLLRDNORM POLLWRNORM S_IFIFO PIPE_BUF
+    EPOLL_CLOEXEC EPOLL_CTL_ADD EPOLL_CTL_DEL EPOLL_CTL_MOD EPOLLIN EPOLLOUT EPOLLERR EPOLLHUP EPOLLRDNORM EPOLLWRNORM EPOLLRDHUP
+    EPOLLEXCLUSIVE EPOLLWAKEUP EPOLLONESHOT EPOLLET POLLIN POLLPRI POLLOUT POLLERR POLLHUP POLLNVAL POLLRDNORM POLLWRNORM S_IFIFO PIPE_BUF
     AT_SYMLINK_NOFOLLOW AT_EMPTY_PATH AT_REMOVEDIR AT_EACCESS AT_SYMLINK_FOLLOW AT_NO_AUTOMOUNT AT_STATX_SYNC_TYPE
     RENAME_NOREPLACE RENAME_EXCHANGE STATX_BASIC_STATS UTIME_NOW UTIME_OMIT PROC_SUPER_MAGIC TMPFS_MAGIC
 }
@@ -173,6 +175,8 @@ const _: () = {
     assert!(offset_of!(file::Flock, l_pid) == offset_of!(general::flock, l_pid));
     assert!(size_of::<file::PollFd>() == size_of::<general::pollfd>());
     assert!(offset_of!(file::PollFd, revents) == offset_of!(general::pollfd, revents));
+    assert!(size_of::<file::EpollEvent>() == size_of::<general::epoll_event>());
+    assert!(offset_of!(file::EpollEvent, data) == offset_of!(general::epoll_event, data));
     assert!(size_of::<process::RobustListHead>() == size_of::<general::robust_list_head>());
     assert!(size_of::<process::IoVec>() == size_of::<general::iovec>());
     assert!(size_of::<userfaultfd::Api>() == size_of::<general::uffdio_api>());

@@ -113,6 +113,8 @@ pub const OPEN_FILES: Sleeping = Sleeping::at(5);
 pub const SHARED_FILES: Sleeping = Sleeping::at(6);
 /// The locks of files. A lock is set under its table of descriptors.
 pub const LOCKS: Sleeping = Sleeping::at(7);
+/// The nesting of epoll sets. Nothing else that sleeps is taken under it.
+pub const NESTING: Sleeping = LOCKS;
 /// The names of files.
 pub const NAMES: Sleeping = Sleeping::at(8);
 /// The end of a program's heap. Held while the areas change with it, and while a fork copies both.
@@ -210,10 +212,14 @@ pub const HEAP: Rank = 22;
 pub const GUARDED_HEAP: Rank = HEAP;
 /// The owner of a device.
 pub const DEVICE: Rank = 23;
+/// All items of epoll sets. Files are polled under it.
+pub const EPOLL: Rank = DEVICE;
 /// A queue of threads that wait. Anything above may wake them.
 pub const WAIT: Rank = 24;
 /// The moments that threads of a CPU wait for.
 pub const TIMEOUTS: Rank = 25;
+/// The items of an epoll set that may be ready. Nothing else is taken under it.
+pub const READY: Rank = TIMEOUTS;
 /// The threads that wait for a CPU.
 pub const RUN_QUEUE: Rank = 26;
 /// Address space identifiers.

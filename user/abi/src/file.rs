@@ -199,6 +199,47 @@ pub struct PollFd {
     pub revents: u16,
 }
 
+/// epoll_create1: an exec closes the descriptor.
+pub const EPOLL_CLOEXEC: u32 = O_CLOEXEC;
+/// epoll_ctl: adds a file.
+pub const EPOLL_CTL_ADD: u32 = 1;
+/// epoll_ctl: removes a file.
+pub const EPOLL_CTL_DEL: u32 = 2;
+/// epoll_ctl: changes the events of a file.
+pub const EPOLL_CTL_MOD: u32 = 3;
+/// epoll: as [`POLLIN`], and so are the next ones as those of poll.
+pub const EPOLLIN: u32 = POLLIN as u32;
+/// epoll: there is room for output.
+pub const EPOLLOUT: u32 = POLLOUT as u32;
+/// epoll: an error, whether it was asked for or not.
+pub const EPOLLERR: u32 = POLLERR as u32;
+/// epoll: the other end is closed, whether it was asked for or not.
+pub const EPOLLHUP: u32 = POLLHUP as u32;
+/// epoll: as [`EPOLLIN`].
+pub const EPOLLRDNORM: u32 = POLLRDNORM as u32;
+/// epoll: as [`EPOLLOUT`].
+pub const EPOLLWRNORM: u32 = POLLWRNORM as u32;
+/// epoll: the other end writes no more. Sockets alone have it.
+pub const EPOLLRDHUP: u32 = 0x2000;
+/// epoll: of several sets one at least is woken.
+pub const EPOLLEXCLUSIVE: u32 = 1 << 28;
+/// epoll: the system does not sleep while the event is handled.
+pub const EPOLLWAKEUP: u32 = 1 << 29;
+/// epoll: after one event the file is not looked at any more.
+pub const EPOLLONESHOT: u32 = 1 << 30;
+/// epoll: an event for each change.
+pub const EPOLLET: u32 = 1 << 31;
+
+/// `struct epoll_event`, as arm64 has it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct EpollEvent {
+    /// Bits of `EPOLL`.
+    pub events: u32,
+    /// A word of the program's own.
+    pub data: u64,
+}
+
 /// A seal: there are no more seals.
 pub const F_SEAL_SEAL: u32 = 1;
 /// A seal: the file becomes no shorter.

@@ -17,6 +17,9 @@ macro_rules! numbers {
 numbers! {
     GETCWD = 17 "getcwd";
     EVENTFD2 = 19 "eventfd2";
+    EPOLL_CREATE1 = 20 "epoll_create1";
+    EPOLL_CTL = 21 "epoll_ctl";
+    EPOLL_PWAIT = 22 "epoll_pwait";
     DUP = 23 "dup";
     DUP3 = 24 "dup3";
     FCNTL = 25 "fcntl";
@@ -155,6 +158,7 @@ numbers! {
     CLONE3 = 435 "clone3";
     FACCESSAT2 = 439 "faccessat2";
     PROCESS_MADVISE = 440 "process_madvise";
+    EPOLL_PWAIT2 = 441 "epoll_pwait2";
     PROCESS_MRELEASE = 448 "process_mrelease";
     SET_MEMPOLICY_HOME_NODE = 450 "set_mempolicy_home_node";
     FCHMODAT2 = 452 "fchmodat2";

@@ -8,6 +8,7 @@
 //! - [`locks`]: locks of files and of their bytes
 //! - `userfaultfd`: files by which pagers serve faults
 //! - `pipe`, with its pages in [`ring`], `event` and `timerfd`: pipes, counters and timers
+//! - `epoll`: sets of files that are watched
 //! - `pidfd`: files that refer to a process
 //! - [`proc`]: the files of `/proc`
 //! - `records`: those of them that are records of text
@@ -16,6 +17,8 @@
 #[cfg(target_os = "none")]
 pub mod contents;
 pub mod device;
+#[cfg(target_os = "none")]
+pub mod epoll;
 #[cfg(target_os = "none")]
 pub mod event;
 #[cfg(target_os = "none")]

@@ -1,7 +1,7 @@
 //! Open files (POSIX: open file descriptions): what a file is, how it was opened, and where in it reads go on.
 //!
-//! There are nodes of the tree and memory files, the console, devices, pipes, event counters, timers, references to processes,
-//! and what `/proc` has.
+//! There are nodes of the tree and memory files, the console, devices, pipes, event counters, timers, epoll sets,
+//! references to processes, and what `/proc` has.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -14,6 +14,7 @@ use spin::Once;
 
 use super::contents::{FileContents, Regular};
 use super::device::{DeviceNumber, KernelDevice};
+use super::epoll::{EpollFile, Watched};
 use super::event::EventCounter;
 use super::files::{self, FileNodeRef, FilePlace};
 use super::locks::LockOwner;
@@ -64,7 +65,9 @@ pub fn initial() -> Result<Files<FileRef>, OutOfMemory> {
 
 /// An open file.
 pub struct OpenFile {
-    /// First, so that its locks end before the node may.
+    /// First, so that no epoll set has it when the rest ends.
+    watched: Watched,
+    /// Before the node, so that its locks end before that may.
     locks: LockOwner,
     kind: Kind,
     /// Bits of `O_`.
@@ -81,7 +84,7 @@ impl Filed for FileRef {
 
     fn has_memory(&self) -> bool {
         // A node may have locks.
-        matches!(self.kind, Kind::Node(_) | Kind::Pipe(_))
+        matches!(self.kind, Kind::Node(_) | Kind::Pipe(_) | Kind::Epoll(_))
     }
 
     fn subject(&self) -> u64 {
@@ -105,6 +108,8 @@ pub enum Kind {
     Event(EventCounter),
     /// A timer.
     Timer(TimerFile),
+    /// An epoll set.
+    Epoll(EpollFile),
     /// A reference to a process.
     Process(Counted<Pidfd>),
     /// A file of a process in `/proc`.
@@ -378,7 +383,8 @@ impl OpenFile {
     pub fn new(kind: Kind, flags: u32) -> Result<FileRef, OutOfMemory> {
         let pool = FILES.call_once(|| Pool::new(kernel().frames));
         let (flags, position, counted) = (AtomicU32::new(flags), AtomicU64::new(0), LastTally::default());
-        Counted::try_new(pool, Self { locks: LockOwner::new(), kind, flags, position, counted })
+        let (watched, locks) = (Watched::new(), LockOwner::new());
+        Counted::try_new(pool, Self { watched, locks, kind, flags, position, counted })
     }
 
     /// Bytes of memory that go with it beside its record, once in each round: 0 where it was met in `tally`. But for those
@@ -388,6 +394,7 @@ impl OpenFile {
             _ if self.counted.meet(tally) == Met::Again => 0,
             Kind::Pipe(end) => end.footprint(),
             Kind::Proc(contents) => contents.footprint(),
+            Kind::Epoll(set) => set.footprint(),
             _ => self.locks.footprint(),
         }
     }
@@ -472,10 +479,10 @@ impl OpenFile {
     /// Checks that it may be read or written at all.
     ///
     /// # Errors
-    /// `EINVAL`: a device without bytes, or a process.
+    /// `EINVAL`: a device without bytes, a process, or an epoll set.
     pub fn check_has_bytes(&self) -> Result<(), Errno> {
         let has_none = self.device().is_some() || self.kernel_device() == Some(KernelDevice::Userfaultfd);
-        if has_none || self.process().is_some() { Err(Errno::EINVAL) } else { Ok(()) }
+        if has_none || self.process().is_some() || self.epoll().is_some() { Err(Errno::EINVAL) } else { Ok(()) }
     }
 
     /// Checks that reads and writes may say where.
@@ -506,6 +513,7 @@ impl OpenFile {
             Kind::Pipe(end) => end.poll(),
             Kind::Event(counter) => counter.poll(),
             Kind::Timer(timer) => timer.poll(),
+            Kind::Epoll(set) => set.poll(reader),
             Kind::Process(process) => process.poll(),
             // As on Linux, for a reader that does not wait: a fault may be served before it is read.
             Kind::Userfault(file) if !file.is_agreed() || self.if_not_ready() == IfNotReady::Wait => {
@@ -521,6 +529,25 @@ impl OpenFile {
             // As on Linux: what has no state to wait for is always ready.
             Kind::Node(_) | Kind::Device(_) | Kind::Proc(_) | Kind::ProcDirectory(_) => READY,
         }
+    }
+
+    /// Whether its state changes, so that an epoll set may watch it.
+    pub fn can_be_watched(&self) -> bool {
+        match &self.kind {
+            Kind::Node(_) => self.kernel_device() == Some(KernelDevice::Random),
+            Kind::Device(_) | Kind::Proc(_) | Kind::ProcDirectory(_) => false,
+            _ => true,
+        }
+    }
+
+    /// Whether an epoll set watches it.
+    pub const fn watched(&self) -> &Watched {
+        &self.watched
+    }
+
+    /// The epoll set that it is, if it is one.
+    pub const fn epoll(&self) -> Option<&EpollFile> {
+        if let Kind::Epoll(set) = &self.kind { Some(set) } else { None }
     }
 
     /// The regular file that it is, if it is one.
@@ -667,6 +694,7 @@ impl OpenFile {
             | Kind::Pipe(_)
             | Kind::Event(_)
             | Kind::Timer(_)
+            | Kind::Epoll(_)
             | Kind::Process(_) => Err(Errno::ESPIPE),
         }
     }
@@ -692,7 +720,7 @@ impl OpenFile {
         let size = match &self.kind {
             Kind::Console | Kind::Device(_) | Kind::Pipe(_) | Kind::Process(_) => return Err(Errno::ESPIPE),
             // As on Linux, its position stays where it is.
-            Kind::Event(_) | Kind::Timer(_) | Kind::Userfault(_) => return Ok(0),
+            Kind::Event(_) | Kind::Timer(_) | Kind::Epoll(_) | Kind::Userfault(_) => return Ok(0),
             Kind::Node(_) if self.kernel_device().is_some() => return Ok(0),
             Kind::Proc(ProcContents::ClearRefs(_)) => return Ok(0),
             Kind::Proc(ProcContents::Pagemap(_) | ProcContents::Memory(_)) => {

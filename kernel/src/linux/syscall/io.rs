@@ -673,6 +673,7 @@ pub(super) fn ioctl(call: &mut Syscall<'_>) -> Answer {
             let is_on = i32::from_le_bytes(read_bytes(at)?) != 0;
             file.set_flags(file.flags() & !O_NONBLOCK | if is_on { O_NONBLOCK } else { 0 })?;
         }
+        _ if file.epoll().is_some() => return Err(Errno::EINVAL),
         FIONREAD if file.userfaultfd().is_none() && file.kernel_device().is_none() => {
             let left = file.left().ok_or(Errno::ENOTTY)?;
             uaccess::copy_to_user(at, &(left as u32).to_le_bytes())?;

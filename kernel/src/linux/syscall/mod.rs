@@ -6,6 +6,7 @@
 
 #![deny(clippy::disallowed_methods)]
 
+mod epoll;
 mod io;
 mod limits;
 mod locks;
@@ -112,6 +113,10 @@ macro_rules! entry {
 static TABLE: [SyscallEntry; number::END] = {
     let mut table: [SyscallEntry; number::END] = [entry!(unknown); number::END];
     table[number::EVENTFD2] = entry!(streams::eventfd2);
+    table[number::EPOLL_CREATE1] = entry!(epoll::epoll_create1);
+    table[number::EPOLL_CTL] = entry!(epoll::epoll_ctl);
+    table[number::EPOLL_PWAIT] = entry!(epoll::epoll_pwait);
+    table[number::EPOLL_PWAIT2] = entry!(epoll::epoll_pwait2);
     table[number::DUP] = entry!(io::dup);
     table[number::DUP3] = entry!(io::dup3);
     table[number::FCNTL] = entry!(io::fcntl);

@@ -63,18 +63,34 @@ pub(super) fn ppoll(call: &mut Syscall<'_>) -> Answer {
     let (limit, mask, size) = (call.address::<2>(), call.address::<3>(), call.argument::<4>());
     let length = if limit.0 == 0 { None } else { Some(read_timespec(limit)?) };
     let end = length.map(|length| uptime_nanoseconds().saturating_add(length));
-    let before = if mask.0 == 0 { None } else { Some(exchange_mask(call, mask, size)?) };
-    let answer = poll(call, end);
-    match before {
-        // The signal is delivered with the call's mask.
-        Some(before) if answer == Err(Errno::ERESTARTNOHAND) => call.task.saved_mask.set(Some(before)),
-        Some(before) => call.task.set_blocked(before),
-        None => {}
-    }
+    let answer = with_mask(call, mask, size, |call| poll(call, end))?;
     let Some(end) = end.filter(|_| length != Some(0)) else { return answer };
     let stored = write_timespec(limit, end.saturating_sub(uptime_nanoseconds()));
     // Without the time that is left the call is not repeated.
     if stored.is_err() && answer == Err(Errno::ERESTARTNOHAND) { Err(Errno::EINTR) } else { answer }
+}
+
+/// The answer of a call that waits with a mask of signals from memory, where there is one.
+///
+/// # Errors
+/// `EINVAL`, `EFAULT`: the mask cannot be read.
+pub(super) fn with_mask(
+    call: &Syscall<'_>,
+    mask: VirtAddr,
+    size: u64,
+    wait: impl FnOnce(&Syscall<'_>) -> Answer,
+) -> Result<Answer, Errno> {
+    let before = if mask.0 == 0 { None } else { Some(exchange_mask(call, mask, size)?) };
+    let answer = wait(call);
+    match before {
+        // The signal is delivered with the call's mask.
+        Some(before) if matches!(answer, Err(Errno::ERESTARTNOHAND | Errno::EINTR)) => {
+            call.task.saved_mask.set(Some(before));
+        }
+        Some(before) => call.task.set_blocked(before),
+        None => {}
+    }
+    Ok(answer)
 }
 
 /// Blocks the signals of a set in memory; returns those that were blocked.
@@ -132,6 +148,11 @@ fn push<T>(list: &mut PagedList<T>, value: T, charge: &mut Charge<'_>) -> Result
     Ok(())
 }
 
+/// The moment with this uptime in nanoseconds.
+pub(super) fn deadline(end: u64) -> Deadline {
+    Deadline::after(Duration::from_nanos(end.saturating_sub(uptime_nanoseconds())))
+}
+
 fn wait(call: &Syscall<'_>, polled: &PagedList<Polled>, end: Option<u64>, charge: &mut Charge<'_>) -> Answer {
     let mut found = look(call, polled);
     if found != Ok(0) {
@@ -145,8 +166,7 @@ fn wait(call: &Syscall<'_>, polled: &PagedList<Polled>, end: Option<u64>, charge
             push(&mut nodes, PollNode::new(queue), charge)?;
         }
     }
-    let until = end.map(|end| Deadline::after(Duration::from_nanos(end.saturating_sub(uptime_nanoseconds()))));
-    let woken = poll_until(&mut nodes, until, &mut || {
+    let woken = poll_until(&mut nodes, end.map(deadline), &mut || {
         found = look(call, polled);
         found != Ok(0)
     });

@@ -60,9 +60,10 @@ pub fn start(path: &str, words: Words) -> Result<u32, ExecError> {
 }
 
 /// The pools of processes, tasks, open files and what else they have: for audits that count objects and frames by owner.
-pub fn pools() -> [(&'static str, crate::mm::pool::PoolStats); 16] {
+pub fn pools() -> [(&'static str, crate::mm::pool::PoolStats); 19] {
     let [files, tables] = crate::linux::file::open::pool_stats();
     let [nodes, names, memory_files] = crate::linux::file::files::pool_stats();
+    let [epoll_sets, epoll_queues, epoll_items] = crate::linux::file::epoll::pool_stats();
     [
         files,
         tables,
@@ -70,6 +71,9 @@ pub fn pools() -> [(&'static str, crate::mm::pool::PoolStats); 16] {
         ("timers of files", crate::linux::file::timerfd::pool_stats()),
         ("locks of files", crate::linux::file::locks::pool_stats()),
         ("texts of /proc", crate::linux::file::records::pool_stats()),
+        epoll_sets,
+        epoll_queues,
+        epoll_items,
         ("pidfds", crate::linux::file::pidfd::pool_stats()),
         ("processes", tree::pool_stats()),
         ("tasks", task::pool_stats()),
