@@ -162,9 +162,11 @@ fn threads_areas_signals_and_zombies_are_bounded(t: &mut Test) {
 
 target_test!(memory_beside_an_address_space_is_charged, machines("small"), limit(120));
 fn memory_beside_an_address_space_is_charged(t: &mut Test) {
+    const WAYS: [&str; 8] =
+        ["hog file", "hog sparse", "hog pipes", "hog pagers", "hog polls", "hog sets", "hog counters", "hog paths"];
     // The first one makes the pools of what it uses.
     beside_a_hog(t, "hog paths");
-    for way in ["hog file", "hog sparse", "hog pipes", "hog pagers", "hog polls", "hog counters", "hog paths"] {
+    for way in WAYS {
         let (before, free) = (log_end(), free_frames());
         let end = beside_a_hog(t, way);
         let is_of_child = matches!(way, "hog counters" | "hog paths");

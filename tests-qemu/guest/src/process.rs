@@ -223,6 +223,11 @@ fn pipes_counters_and_polls_answer_as_on_linux(t: &mut Test) {
     succeeds(t, "polls");
 }
 
+target_test!(epoll_sets_answer_as_on_linux, needs("smp"), limit(60));
+fn epoll_sets_answer_as_on_linux(t: &mut Test) {
+    succeeds(t, "epoll");
+}
+
 target_test!(processes_read_others_and_leave_marks_as_on_linux, needs("smp"), limit(60));
 fn processes_read_others_and_leave_marks_as_on_linux(t: &mut Test) {
     succeeds(t, "remote");

@@ -288,13 +288,14 @@ const ADVICE: [[u64; 5]; 4] = [
     [MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, 16, 17, 1 << 32],
 ];
 /// Calls that get anything.
-const OTHERS: [[usize; 4]; 6] = [
+const OTHERS: [[usize; 4]; 7] = [
     [RSEQ, GETRUSAGE, SYSINFO, TIMES],
     [SCHED_GETPARAM, SCHED_RR_GET_INTERVAL, FADVISE64, GETTIMEOFDAY],
     [CLOCK_GETTIME, CLOCK_GETRES, UNAME, GETCPU],
     [SIGALTSTACK, RT_SIGPENDING, SET_TID_ADDRESS, SCHED_YIELD],
     [PRCTL, IOCTL, CLOSE, CLOSE],
     [PIDFD_OPEN, PIDFD_SEND_SIGNAL, PROCESS_MADVISE, PROCESS_MRELEASE],
+    [EPOLL_CREATE1, EPOLL_CTL, EPOLL_CTL, EPOLL_CTL],
 ];
 /// How many pages there are to be handled as the calls like.
 const PAGES: u64 = 64;

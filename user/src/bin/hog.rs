@@ -18,7 +18,7 @@ own!(call);
 fn run(start: Start) -> u8 {
     let part = start.part(&parts! { named
         pages later forks threads areas signals zombies tables moves vforks heap shared populated file sparse reserved
-        pipes counters pagers polls paths droppable beside
+        pipes counters pagers polls sets paths droppable beside
     });
     let Some(part) = part else { return 2 };
     part();
@@ -375,6 +375,20 @@ fn pagers() -> ! {
     raise_limit();
     loop {
         Pager::new(0, 0).expect("to be ended first");
+    }
+}
+
+/// Makes epoll sets of a thousand counters each.
+fn sets() -> ! {
+    const COUNTERS: usize = 1000;
+    raise_limit();
+    let counters = [(); COUNTERS].map(|()| call(EVENTFD2, [0, 0]).expect("a counter"));
+    let event = EpollEvent::default();
+    loop {
+        let set = call(EPOLL_CREATE1, [0]).expect("a set");
+        for counter in counters {
+            call(EPOLL_CTL, [set, EPOLL_CTL_ADD.into(), counter, &raw const event as u64]).expect("an item");
+        }
     }
 }
 

@@ -39,6 +39,7 @@ const PROGRAMS: [&str; 39] = [
     "run frames",
     "run tasks",
     "run tasks losers 20",
+    "run epoll",
     "run exec",
     "run answers",
     "run files",

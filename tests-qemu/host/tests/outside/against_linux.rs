@@ -17,6 +17,7 @@ const PROGRAMS: [&str; 30] = [
     "accounts",
     "advice race",
     "bti exec",
+    "epoll",
     "exec",
     "files",
     "frames",
