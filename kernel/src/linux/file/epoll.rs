@@ -45,7 +45,7 @@ const LOOKS: usize = 16;
 /// Sets between the outermost and the innermost one, and one of them (Linux's EP_MAX_NESTS).
 const NESTED: u64 = 4;
 /// The bits of an item's events that are no events.
-const MODES: u32 = EPOLLET | EPOLLONESHOT | EPOLLWAKEUP | EPOLLEXCLUSIVE;
+pub const MODES: u32 = EPOLLET | EPOLLONESHOT | EPOLLWAKEUP | EPOLLEXCLUSIVE;
 
 static SETS: Once<Pool<Inner<EpollSet>>> = Once::new();
 static QUEUES: Once<Pool<Inner<PollQueue>>> = Once::new();
@@ -159,7 +159,7 @@ struct Items {
 
 /// An event that a call takes.
 pub struct Found {
-    /// What holds, with the item's data.
+    /// The events that hold, with the item's data.
     pub event: EpollEvent,
     /// The item had it.
     before: EpollEvent,

@@ -491,7 +491,9 @@ impl OpenFile {
     /// `ESPIPE`.
     pub fn check_seekable(&self) -> Result<(), Errno> {
         match self.kind {
-            Kind::Console | Kind::Pipe(_) | Kind::Event(_) | Kind::Timer(_) | Kind::Userfault(_) => Err(Errno::ESPIPE),
+            Kind::Console | Kind::Pipe(_) | Kind::Event(_) | Kind::Timer(_) | Kind::Epoll(_) | Kind::Userfault(_) => {
+                Err(Errno::ESPIPE)
+            }
             _ => Ok(()),
         }
     }
@@ -531,12 +533,13 @@ impl OpenFile {
         }
     }
 
-    /// Whether its state changes, so that an epoll set may watch it.
-    pub fn can_be_watched(&self) -> bool {
+    /// The events that an epoll set may wait for; none where its state never changes.
+    pub fn watchable(&self) -> u16 {
         match &self.kind {
-            Kind::Node(_) => self.kernel_device() == Some(KernelDevice::Random),
-            Kind::Device(_) | Kind::Proc(_) | Kind::ProcDirectory(_) => false,
-            _ => true,
+            Kind::Node(_) if self.kernel_device() != Some(KernelDevice::Random) => 0,
+            Kind::Device(_) | Kind::Proc(_) | Kind::ProcDirectory(_) => 0,
+            Kind::Pipe(end) => end.watchable(),
+            _ => PollQueue::ANY,
         }
     }
 

@@ -339,6 +339,14 @@ impl PipeEnd {
         PollState { events, queue: Some(&self.pipe.queue) }
     }
 
+    /// The events that a poller may find at this end.
+    pub const fn watchable(&self) -> u16 {
+        match self.end {
+            End::Read => INPUT | POLLHUP,
+            End::Write => OUTPUT | POLLERR,
+        }
+    }
+
     /// Bytes that can be read.
     pub fn bytes(&self) -> usize {
         self.pipe.state.lock().ring.bytes()

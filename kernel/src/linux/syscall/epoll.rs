@@ -12,7 +12,7 @@ use super::time::read_timespec;
 use super::{Answer, Syscall, read_quads};
 use crate::chip::timer::uptime_nanoseconds;
 use crate::linux::errno::Errno;
-use crate::linux::file::epoll::EpollFile;
+use crate::linux::file::epoll::{EpollFile, MODES};
 use crate::linux::file::open::{Kind, OpenFile};
 use crate::linux::file::table::OnExec;
 use crate::sched::{PollNode, Woken, poll_until};
@@ -44,7 +44,8 @@ pub(super) fn epoll_ctl(call: &mut Syscall<'_>) -> Answer {
     }
     let own = file(call, call.argument::<0>())?;
     let other = file(call, descriptor.into())?;
-    if !other.can_be_watched() {
+    let watchable = other.watchable();
+    if watchable == 0 {
         return Err(Errno::EPERM);
     }
     let set = own.epoll().filter(|_| !own.is(&other)).ok_or(Errno::EINVAL)?;
@@ -53,7 +54,7 @@ pub(super) fn epoll_ctl(call: &mut Syscall<'_>) -> Answer {
     if is_exclusive && !may_be {
         return Err(Errno::EINVAL);
     }
-    event.events |= EPOLLERR | EPOLLHUP;
+    event.events = (event.events | EPOLLERR | EPOLLHUP) & (MODES | u32::from(watchable));
     match operation {
         EPOLL_CTL_ADD => set.add(&other, descriptor, event, reader(call))?,
         EPOLL_CTL_MOD => set.modify(&other, descriptor, event, reader(call))?,
