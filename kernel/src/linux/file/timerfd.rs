@@ -7,22 +7,22 @@ use super::event::attempt_until;
 use super::open::PollState;
 use crate::kernel;
 use crate::linux::errno::Errno;
-use crate::linux::process::timer::{self, FILES, Times};
+use crate::linux::process::timer::{self, FILES, Pollers, Times};
 use crate::mm::counted::{Counted, Inner};
 use crate::mm::pool::{Pool, PoolStats};
-use crate::sched::{IfNotReady, PollQueue};
+use crate::sched::IfNotReady;
 
-static QUEUES: Once<Pool<Inner<PollQueue>>> = Once::new();
+static POLLERS: Once<Pool<Inner<Pollers>>> = Once::new();
 
-/// Queues of pollers.
+/// Pollers of timers.
 pub fn pool_stats() -> PoolStats {
-    QUEUES.get().map_or_else(PoolStats::default, Pool::stats)
+    POLLERS.get().map_or_else(PoolStats::default, Pool::stats)
 }
 
 /// A timer of a file. The timer wakes the pollers, so these have two owners.
 pub struct TimerFile {
     id: u32,
-    pollers: Counted<PollQueue>,
+    pollers: Counted<Pollers>,
 }
 
 impl TimerFile {
@@ -31,7 +31,7 @@ impl TimerFile {
     /// # Errors
     /// `ENOMEM`.
     pub fn new() -> Result<Self, Errno> {
-        let pollers = Counted::try_new(QUEUES.call_once(|| Pool::new(kernel().frames)), PollQueue::new())?;
+        let pollers = Counted::try_new(POLLERS.call_once(|| Pool::new(kernel().frames)), Pollers::new())?;
         let id = timer::create_for_file(pollers.clone())?;
         Ok(Self { id, pollers })
     }
@@ -50,8 +50,8 @@ impl TimerFile {
     /// `EAGAIN`, `ERESTARTSYS`.
     pub fn read(&self, if_not_ready: IfNotReady) -> Result<u64, Errno> {
         let mut moments = 0;
-        attempt_until(&self.pollers, if_not_ready, &mut || {
-            moments = timer::moments(self.id, true).unwrap_or(0);
+        attempt_until(&self.pollers.queue, if_not_ready, &mut || {
+            moments = timer::take_moments(self.id).unwrap_or(0);
             moments != 0
         })?;
         Ok(moments)
@@ -59,8 +59,8 @@ impl TimerFile {
 
     /// The events that a poller finds.
     pub fn poll(&self) -> PollState<'_> {
-        let is_over = timer::moments(self.id, false).is_some();
-        PollState { events: if is_over { POLLIN | POLLRDNORM } else { 0 }, queue: Some(&self.pollers) }
+        let events = if self.pollers.is_over() { POLLIN | POLLRDNORM } else { 0 };
+        PollState { events, queue: Some(&self.pollers.queue) }
     }
 }
 

@@ -11,7 +11,7 @@
 #![allow(unsafe_code, reason = "timers in two trees, under their lock")]
 
 use core::cell::Cell;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
 
 use granule_abi::file::{POLLIN, POLLRDNORM};
@@ -55,6 +55,26 @@ pub struct Times {
 /// The owner of the timers of files. No process has this number.
 pub const FILES: u32 = 0;
 
+/// The pollers of a file's timer.
+pub struct Pollers {
+    /// They.
+    pub queue: PollQueue,
+    /// The moment from which on there is something to read: for polls, under whatever lock. Changed under the timers' lock.
+    due: AtomicU64,
+}
+
+impl Pollers {
+    /// Of a timer that is stopped.
+    pub const fn new() -> Self {
+        Self { queue: PollQueue::new(), due: AtomicU64::new(u64::MAX) }
+    }
+
+    /// Whether there is something to read.
+    pub fn is_over(&self) -> bool {
+        self.due.load(Ordering::Relaxed) <= uptime_nanoseconds()
+    }
+}
+
 /// The effect of a timer's moment.
 #[derive(Clone)]
 pub enum Notice {
@@ -63,7 +83,7 @@ pub enum Notice {
     /// A signal.
     Signal(SignalNotice),
     /// The pollers of its file look.
-    Pollers(Counted<PollQueue>),
+    Pollers(Counted<Pollers>),
 }
 
 /// The signal of a timer.
@@ -173,10 +193,13 @@ impl Timers {
         }
         timer.stage.set(stage);
         timer.due.set(due);
-        let is_queued = match timer.notice {
+        let is_queued = match &timer.notice {
             Notice::Nothing => false,
             Notice::Signal(_) => stage != Stage::Stopped,
-            Notice::Pollers(_) => stage == Stage::Waiting,
+            Notice::Pollers(pollers) => {
+                pollers.due.store(if stage == Stage::Stopped { u64::MAX } else { due }, Ordering::Relaxed);
+                stage == Stage::Waiting
+            }
         };
         if is_queued {
             // SAFETY: it is taken out before it is freed.
@@ -262,7 +285,7 @@ pub fn create(process: &'static Process, notice: impl FnOnce(u32) -> Notice) -> 
 ///
 /// # Errors
 /// `ENOMEM`.
-pub fn create_for_file(pollers: Counted<PollQueue>) -> Result<u32, Errno> {
+pub fn create_for_file(pollers: Counted<Pollers>) -> Result<u32, Errno> {
     add(FILES, None, |_| Notice::Pollers(pollers))
 }
 
@@ -326,16 +349,13 @@ pub fn overruns(owner: u32, id: u32) -> Result<u64, Errno> {
     Ok(TIMERS.lock().find(owner, id)?.overruns.get())
 }
 
-/// The moments of a file's timer that have come since they were last taken; `None` where none has. They are taken if
-/// `is_taken`: the timer goes on then.
-pub fn moments(id: u32, is_taken: bool) -> Option<u64> {
+/// Takes the moments of a file's timer that have come since they were last taken, and has it go on; `None` where none has.
+pub fn take_moments(id: u32) -> Option<u64> {
     let mut timers = TIMERS.lock();
     let (timer, now) = (timers.find(FILES, id).ok()?, uptime_nanoseconds());
     let late = now.checked_sub(timer.due.get()).filter(|_| timer.stage.get() != Stage::Stopped)?;
     let missed = late.checked_div(timer.interval.get()).unwrap_or(0);
-    if is_taken {
-        timers.go_on(&timer, now);
-    }
+    timers.go_on(&timer, now);
     Some(missed.saturating_add(1))
 }
 
@@ -411,7 +431,7 @@ pub fn reconsider(process: &Process, signal: Signal) {
 enum Fired {
     Nothing,
     Signal(Elsewhere),
-    Pollers(Counted<PollQueue>),
+    Pollers(Counted<Pollers>),
 }
 
 /// Sends the signal of the first timer, or wakes its pollers, if its moment has come. Returns how long it is until the next one may be due; `None`
@@ -433,7 +453,7 @@ fn fire() -> Option<Duration> {
     };
     match fired {
         Fired::Nothing => {}
-        Fired::Pollers(pollers) => pollers.wake(POLLIN | POLLRDNORM),
+        Fired::Pollers(pollers) => pollers.queue.wake(POLLIN | POLLRDNORM),
         Fired::Signal(elsewhere) => elsewhere.finish(),
     }
     relax();
