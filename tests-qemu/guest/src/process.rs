@@ -95,6 +95,11 @@ fn tasks_share_and_have_of_their_own_what_they_do_on_linux(t: &mut Test) {
     succeeds(t, "tasks");
 }
 
+target_test!(processes_stop_and_continue_as_on_linux, limit(60));
+fn processes_stop_and_continue_as_on_linux(t: &mut Test) {
+    leaves_nothing(t, "stops");
+}
+
 target_test!(threads_that_never_ran_leave_nothing, needs("smp"), limit(60));
 fn threads_that_never_ran_leave_nothing(t: &mut Test) {
     leaves_nothing(t, "tasks losers 8");

@@ -102,6 +102,10 @@ numbers! {
     RT_SIGQUEUEINFO = 138 "rt_sigqueueinfo";
     RT_SIGRETURN = 139 "rt_sigreturn";
     TIMES = 153 "times";
+    SETPGID = 154 "setpgid";
+    GETPGID = 155 "getpgid";
+    GETSID = 156 "getsid";
+    SETSID = 157 "setsid";
     GETGROUPS = 158 "getgroups";
     UNAME = 160 "uname";
     GETRLIMIT = 163 "getrlimit";

@@ -88,6 +88,14 @@ pub const fn killed(signal: u32) -> u32 {
     signal & 0x7f
 }
 
+/// The status that wait4 stores for a process that this signal stopped.
+pub const fn stopped(signal: u32) -> u32 {
+    signal << 8 | 0x7f
+}
+
+/// The status that wait4 stores for a process that continues.
+pub const CONTINUED: u32 = 0xffff;
+
 /// membarrier: the commands that there are.
 pub const MEMBARRIER_CMD_QUERY: u32 = 0;
 /// membarrier: a barrier on each CPU.

@@ -119,6 +119,10 @@ pub const TRAP_BRKPT: i32 = 1;
 pub const CLD_EXITED: i32 = 1;
 /// SIGCHLD: a signal ended it.
 pub const CLD_KILLED: i32 = 2;
+/// SIGCHLD: a signal stopped it.
+pub const CLD_STOPPED: i32 = 5;
+/// SIGCHLD: it continues.
+pub const CLD_CONTINUED: i32 = 6;
 
 /// timer_create: a signal to the process.
 pub const SIGEV_SIGNAL: u32 = 0;

@@ -164,6 +164,8 @@ fn run(start: Start) -> u8 {
                 count().store(done, Ordering::Relaxed);
             }
         }
+        // Children's children that a signal of a child's end stopped: that may be any.
+        let _ = process::kill(-1, SIGCONT);
         // Children's children that were made this process's own.
         while let Ok((1.., _)) = process::wait4(-1, WNOHANG) {}
         // SAFETY: a name alone is concerned.
@@ -293,6 +295,7 @@ const OTHERS: [[usize; 4]; 7] = [
     [SCHED_GETPARAM, SCHED_RR_GET_INTERVAL, FADVISE64, GETTIMEOFDAY],
     [CLOCK_GETTIME, CLOCK_GETRES, UNAME, GETCPU],
     [SIGALTSTACK, RT_SIGPENDING, SET_TID_ADDRESS, SCHED_YIELD],
+    [SETPGID, GETPGID, GETSID, SETSID],
     [PRCTL, IOCTL, CLOSE, CLOSE],
     [PIDFD_OPEN, PIDFD_SEND_SIGNAL, PROCESS_MADVISE, PROCESS_MRELEASE],
     [EPOLL_CREATE1, EPOLL_CTL, EPOLL_CTL, EPOLL_CTL],
@@ -447,7 +450,7 @@ impl Random {
             82 => (arguments, self.of(&[0, 1, 2, 1 << 20, usize::MAX, 1 << 32])),
             _ => {
                 let first = if self.below(2) == 0 { self.number() } else { self.pointer() };
-                (set(&[first]), self.of(&OTHERS.as_flattened()[..19]))
+                (set(&[first]), self.of(&OTHERS.as_flattened()[..23]))
             }
         }
     }

@@ -57,6 +57,7 @@ const PROGRAMS: [&str; 39] = [
     "run peek",
     "run pie",
     "run random",
+    "run stops",
     "run stress 1 4",
 ];
 

@@ -13,19 +13,22 @@ const WORD: u32 = u64::BITS;
 /// possible, so that a late signal to it finds no process instead of another one.
 pub struct Numbers {
     used: [u64; (END / WORD) as usize],
+    /// How many uses each has: a process or thread, members of a group, and of a session.
+    uses: [u16; END as usize],
     last: u32,
 }
 
 impl Numbers {
     /// No number is in use. 0 is never used.
     pub const fn new() -> Self {
-        Self { used: [0; (END / WORD) as usize], last: 0 }
+        Self { used: [0; (END / WORD) as usize], uses: [0; END as usize], last: 0 }
     }
 
     /// Reserves the next number, 1 to [`END`] - 1; `None` if all are in use. Reads each word of the set at most twice.
     pub fn reserve(&mut self) -> Option<u32> {
         let number = self.next_free(self.last + 1, END).or_else(|| self.next_free(AGAIN, self.last + 1))?;
         *self.used.get_mut((number / WORD) as usize)? |= 1 << (number % WORD);
+        self.hold(number);
         self.last = number;
         Some(number)
     }
@@ -41,13 +44,26 @@ impl Numbers {
             return Err(Errno::EEXIST);
         }
         *word |= bit;
+        self.hold(number);
         Ok(())
     }
 
-    /// Frees a reserved number.
+    /// Adds a use of a number that is in use.
+    pub fn hold(&mut self, number: u32) {
+        const { assert!(2 * (END - 1) < u16::MAX as u32, "each process is in one group and one session") };
+        if let Some(uses) = self.uses.get_mut(number as usize) {
+            *uses += 1;
+        }
+    }
+
+    /// Ends a use of a number, which is free after the last one.
     pub fn release(&mut self, number: u32) {
-        if let Some(word) = self.used.get_mut((number / WORD) as usize) {
-            *word &= !(1 << (number % WORD));
+        let (word, uses) = (self.used.get_mut((number / WORD) as usize), self.uses.get_mut(number as usize));
+        if let (Some(word), Some(uses)) = (word, uses) {
+            *uses = uses.saturating_sub(1);
+            if *uses == 0 {
+                *word &= !(1 << (number % WORD));
+            }
         }
     }
 
@@ -162,6 +178,9 @@ mod tests {
             assert_eq!(numbers.reserve_exactly(number), answer, "{number}");
         }
         assert_eq!([numbers.reserve(), numbers.reserve()], [Some(2), Some(4)]);
+        numbers.hold(3);
+        numbers.release(3);
+        assert_eq!(numbers.reserve_exactly(3), Err(Errno::EEXIST), "a group has it");
         numbers.release(3);
         assert_eq!(numbers.reserve_exactly(3), Ok(()));
     }

@@ -4,10 +4,11 @@ use core::ffi::CStr;
 use core::fmt;
 
 use granule_abi::process::NAME_LENGTH;
+use granule_abi::signal::{CLD_CONTINUED, CLD_EXITED, CLD_KILLED, CLD_STOPPED};
 use thiserror::Error;
 
 use super::elf::ProgramError;
-use super::signal::Signal;
+use super::signal::{Signal, SignalCause};
 use crate::linux::errno::Errno;
 
 /// How a process ended.
@@ -25,6 +26,38 @@ impl ProcessEnd {
         match self {
             Self::Exited(code) => granule_abi::process::exited(code),
             Self::Killed(signal) => granule_abi::process::killed(signal.number()),
+        }
+    }
+}
+
+/// A change of a child that its parent may wait for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// It ended.
+    Ended(ProcessEnd),
+    /// This signal stopped it.
+    Stopped(Signal),
+    /// It continues after a stop.
+    Continued,
+}
+
+impl Change {
+    /// As wait4 stores it.
+    pub const fn word(self) -> u32 {
+        match self {
+            Self::Ended(end) => end.word(),
+            Self::Stopped(signal) => granule_abi::process::stopped(signal.number()),
+            Self::Continued => granule_abi::process::CONTINUED,
+        }
+    }
+
+    /// As the signal to its parent and `waitid` report it, of the process with this number.
+    pub const fn cause(self, id: u32) -> SignalCause {
+        match self {
+            Self::Ended(ProcessEnd::Exited(code)) => SignalCause::child(CLD_EXITED, id, code as i32),
+            Self::Ended(ProcessEnd::Killed(signal)) => SignalCause::child(CLD_KILLED, id, signal.number() as i32),
+            Self::Stopped(signal) => SignalCause::child(CLD_STOPPED, id, signal.number() as i32),
+            Self::Continued => SignalCause::child(CLD_CONTINUED, id, Signal::CONT.number() as i32),
         }
     }
 }
@@ -163,13 +196,14 @@ impl ExecError {
 
 #[cfg(test)]
 mod tests {
-    use super::{ExecError, Life, Name, ProcessEnd, Signal};
+    use super::{Change, ExecError, Life, Name, ProcessEnd, Signal};
     use crate::linux::errno::Errno;
 
     #[test]
     fn a_status_is_what_wait4_stores() {
         assert_eq!(ProcessEnd::Exited(3).word(), 0x300);
         assert_eq!(ProcessEnd::Killed(Signal::SEGV).word(), 11);
+        assert_eq!([Change::Stopped(Signal::STOP), Change::Continued].map(Change::word), [0x137f, 0xffff]);
         assert_eq!(ProcessEnd::Exited(3).to_string(), "exited with 3");
         assert_eq!(ProcessEnd::Killed(Signal::SEGV).to_string(), "killed by SIGSEGV");
         assert_eq!(Life::Ended(ProcessEnd::Exited(0)).to_string(), "exited with 0");

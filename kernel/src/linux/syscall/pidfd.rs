@@ -70,8 +70,7 @@ pub(super) fn pidfd_send_signal(call: &mut Syscall<'_>) -> Answer {
         permit(&cause, to_itself)?;
     }
     match scope {
-        // There is one process group, which no process that has a pidfd leads.
-        PIDFD_SIGNAL_PROCESS_GROUP => Err(Errno::ESRCH),
+        PIDFD_SIGNAL_PROCESS_GROUP => send::to_group(pidfd.id, Asked(number), cause),
         _ if to_thread && is_own_thread => send::to_thread(call.task, Some(own), call.task.id(), Asked(number), cause),
         _ if to_thread => send::to_first_thread(&pidfd, Asked(number), cause),
         _ => send::to_referred(&pidfd, Asked(number), cause),

@@ -28,11 +28,11 @@ use crate::linux::process::futex::{Scope, Wait};
 use crate::linux::process::registration::Registration;
 use crate::linux::process::signal::Signal;
 use crate::linux::process::stack::{self, StackMemory, StringCounts, Strings};
-use crate::linux::process::status::{ExecError, Name, ProcessEnd};
+use crate::linux::process::status::{Change, ExecError, Name, ProcessEnd};
 use crate::linux::process::task::{Continuation, Task};
 use crate::linux::process::tree::collect::Named;
-use crate::linux::process::tree::{PROCESSES, cause_of};
-use crate::linux::process::{clone, exec, exit, futex as sleepers};
+use crate::linux::process::tree::{PROCESSES, Process};
+use crate::linux::process::{clone, exec, exit, futex as sleepers, jobs};
 use crate::mm::OutOfMemory;
 use crate::mm::paged::PagedBytes;
 use crate::mm::space::Settings;
@@ -53,7 +53,39 @@ pub(super) fn getppid(call: &mut Syscall<'_>) -> Answer {
     Ok(call.task.process().parent_id().into())
 }
 
-/// There is one user, and one group.
+/// A number of the process that has the first argument's, 0 for the caller's own.
+fn number_of(call: &Syscall<'_>, look: impl FnOnce(&Process) -> u32) -> Answer {
+    match call.argument::<0>() as u32 {
+        0 => Ok(look(call.task.process()).into()),
+        id => PROCESSES.lock().find_of_thread(id).map(|process| look(process).into()).ok_or(Errno::ESRCH),
+    }
+}
+
+pub(super) fn getpgid(call: &mut Syscall<'_>) -> Answer {
+    number_of(call, Process::group)
+}
+
+pub(super) fn getsid(call: &mut Syscall<'_>) -> Answer {
+    number_of(call, Process::session)
+}
+
+pub(super) fn setpgid(call: &mut Syscall<'_>) -> Answer {
+    let own = call.task.process();
+    let [of, group] = [call.argument::<0>(), call.argument::<1>()].map(|number| number as u32 as i32);
+    let of = if of == 0 { own.id() } else { of as u32 };
+    let group = if group == 0 { of as i32 } else { group };
+    if group < 0 {
+        return Err(Errno::EINVAL);
+    }
+    jobs::set_group(own, of, group as u32).map(|()| 0)
+}
+
+pub(super) fn setsid(call: &mut Syscall<'_>) -> Answer {
+    jobs::begin_session(call.task.process())?;
+    getpid(call)
+}
+
+/// There is one user.
 pub(super) fn root(_: &mut Syscall<'_>) -> Answer {
     Ok(0)
 }
@@ -194,21 +226,22 @@ pub(super) fn wait4(call: &mut Syscall<'_>) -> Answer {
     if options & !OPTIONS != 0 {
         return Err(Errno::EINVAL);
     }
-    // There is one process group: 0 means any child, as -1 does, and other groups have no members.
     let named = match which {
         i32::MIN => return Err(Errno::ESRCH),
-        -1 | 0 => Named::Any,
-        _ => Named::Number(u32::try_from(which).map_err(|_| Errno::ECHILD)?),
+        -1 => Named::Any,
+        0 => Named::Group(call.task.process().group()),
+        group @ ..0 => Named::Group(group.unsigned_abs()),
+        id => Named::Number(id as u32),
     };
-    let Some((child, end)) = exit::wait(call.task, call.thread, named, options | WEXITED)? else { return Ok(0) };
+    let Some((child, change)) = exit::wait(call.task, call.thread, named, options | WEXITED)? else { return Ok(0) };
     if status.0 != 0 {
-        uaccess::copy_to_user(status, &end.word().to_le_bytes())?;
+        uaccess::copy_to_user(status, &change.word().to_le_bytes())?;
     }
     clear_usage(usage)?;
     Ok(u64::from(child))
 }
 
-/// As [`wait4`], with the end in the words of a signal: zeros where the call fails, too.
+/// As [`wait4`], with the change in the words of a signal: zeros where the call fails, too.
 pub(super) fn waitid(call: &mut Syscall<'_>) -> Answer {
     let found = wait_for_named(call);
     if matches!(found, Ok(Some(_))) {
@@ -216,8 +249,8 @@ pub(super) fn waitid(call: &mut Syscall<'_>) -> Answer {
     }
     let to = call.address::<2>();
     if to.0 != 0 {
-        let words = found.as_ref().ok().copied().flatten().map_or([0; 5], |(id, end)| {
-            let cause = cause_of(id, end);
+        let words = found.as_ref().ok().copied().flatten().map_or([0; 5], |(id, change)| {
+            let cause = change.cause(id);
             [SIGCHLD, cause.code as u32, id, 0, cause.fields[1] as u32]
         });
         let [signal, code, id, user, status] = words.map(u32::to_le_bytes);
@@ -227,7 +260,7 @@ pub(super) fn waitid(call: &mut Syscall<'_>) -> Answer {
     found.map(|_| 0)
 }
 
-fn wait_for_named(call: &Syscall<'_>) -> Result<Option<(u32, ProcessEnd)>, Errno> {
+fn wait_for_named(call: &Syscall<'_>) -> Result<Option<(u32, Change)>, Errno> {
     const STOPS: u64 = WUNTRACED | WCONTINUED;
     const OPTIONS: u64 = WNOHANG | WNOWAIT | WEXITED | STOPS | WNOTHREAD | WALL | WCLONE;
     let (kind, id) = (call.argument::<0>() as u32, u32::try_from(call.argument::<1>() as i32));
@@ -240,10 +273,10 @@ fn wait_for_named(call: &Syscall<'_>) -> Result<Option<(u32, ProcessEnd)>, Errno
         _ => None,
     };
     let named = match (u64::from(kind), id, &file) {
-        (P_ALL, ..) | (P_PGID, Ok(0), _) => Named::Any,
+        (P_ALL, ..) => Named::Any,
+        (P_PGID, Ok(0), _) => Named::Group(call.task.process().group()),
+        (P_PGID, Ok(group), _) => Named::Group(group),
         (P_PID, Ok(id @ 1..), _) => Named::Number(id),
-        // There is one process group.
-        (P_PGID, Ok(_), _) => return Err(Errno::ECHILD),
         (P_PIDFD, _, Some(file)) => Named::By(file.process().ok_or(Errno::EBADF)?),
         _ => return Err(Errno::EINVAL),
     };

@@ -26,10 +26,11 @@ pub(super) fn kill(call: &mut Syscall<'_>) -> Answer {
     let own = call.task.process();
     let cause = SignalCause::process(SI_USER, own.id());
     match call.argument::<0>() as i32 {
-        // There is one process group, and -1 is every process but the sender.
-        0 => send::to_all(None, signal, cause),
-        -1 => send::to_all(Some(own), signal, cause),
-        id => send::to_process(Some(own), u32::try_from(id).map_err(|_| Errno::ESRCH)?, signal, cause),
+        0 => send::to_group(own.group(), signal, cause),
+        -1 => send::to_all_where(signal, cause, |process| process.id() != own.id()),
+        i32::MIN => Err(Errno::ESRCH),
+        group @ ..0 => send::to_group(group.unsigned_abs(), signal, cause),
+        id => send::to_process(Some(own), id as u32, signal, cause),
     }?;
     Ok(0)
 }

@@ -40,6 +40,7 @@ const PROGRAMS: [&str; 30] = [
     "rseq",
     "scan",
     "signals",
+    "stops",
     "stress 1 4",
     "tasks",
     "threads",

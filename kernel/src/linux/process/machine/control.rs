@@ -49,7 +49,7 @@ pub fn wait_with(id: u32, mut pause: impl FnMut()) -> Option<ProcessEnd> {
                 drop(process);
                 return Some(status);
             }
-            Child::Running => pause(),
+            Child::Running | Child::Changed(..) => pause(),
         }
     }
 }
@@ -63,17 +63,22 @@ pub fn kill(id: u32, signal: Signal) -> Result<(), Errno> {
 }
 
 /// The number that a process has in common with the one that [`start`] started and all its descendants, also those
-/// whose own parents have ended. There are no process groups that a descendant could leave.
+/// whose own parents have ended, and in whatever groups they are.
 pub fn family_of(id: u32) -> Option<Family> {
     PROCESSES.lock().find(id).map(Process::family_serial)
 }
 
-/// Sends a signal to all processes of a family, as Ctrl-C does.
+/// Sends a signal to all processes of a family, as Ctrl-C does, and has those continue that are stopped.
 ///
 /// # Errors
 /// `ESRCH`.
 pub fn kill_family(family: Family, signal: Signal) -> Result<(), Errno> {
-    send::to_all_where(Asked(signal.number()), SignalCause::KERNEL, |process| process.family_serial() == family)
+    let send_all =
+        |signal| send::to_all_where(Asked(signal), SignalCause::KERNEL, |process| process.family_serial() == family);
+    send_all(signal.number())?;
+    // All may have ended by now.
+    let _ = send_all(Signal::CONT.number());
+    Ok(())
 }
 
 /// Calls `each` for every process, by number. Without the lock, so that it may print; the summaries may be outdated.

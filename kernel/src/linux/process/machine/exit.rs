@@ -2,16 +2,16 @@
 
 #![allow(unsafe_code, reason = "tasks of threads, and the spaces that they run in")]
 
-use granule_abi::process::{WALL, WCLONE, WEXITED, WNOHANG, WNOWAIT};
+use granule_abi::process::{WALL, WCLONE, WCONTINUED, WEXITED, WNOHANG, WNOWAIT, WUNTRACED};
 use granule_arch::addr::VirtAddr;
 
 use super::state::Visit;
 use super::task::Task;
 use super::tree::PROCESSES;
 use super::tree::collect::{Child, Named, Wanted};
-use super::{futex, robust, timer};
+use super::{futex, jobs, robust, timer};
 use crate::linux::errno::Errno;
-use crate::linux::process::status::{Life, ProcessEnd};
+use crate::linux::process::status::{Change, Life, ProcessEnd};
 use crate::mm::heap::GROWTH_PAGES;
 use crate::sched::{self, Thread, Work, park, relax};
 use crate::services;
@@ -41,10 +41,14 @@ pub fn leave(task: &Task) -> ! {
     // SAFETY: this is the task's own thread, and nothing below accesses memory of EL0.
     drop((left, unsafe { task.replace_space(None) }));
     let process = task.process();
-    let (task, last) = PROCESSES.lock().remove_task(task);
+    let (task, last, stopped) = PROCESSES.lock().remove_task(task);
     drop(task);
+    if let Some(stopped) = stopped {
+        stopped.finish();
+    }
     if last {
         timer::delete_all(process, true);
+        jobs::leave(process);
         let space = process.lock().space.take();
         drop(space);
         process.files.clear();
@@ -104,23 +108,34 @@ pub fn kill_other_threads(task: &Task) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Waits for a child that has ended, one that is `named` so; returns its number and its end, or `None` where none has
-/// ended and the `options` have [`WNOHANG`].
+/// Waits for a child that has changed as the `options` say, one that is `named` so; returns its number and its change, or
+/// `None` where none has, and the options have [`WNOHANG`].
 ///
 /// # Errors
 /// `ECHILD`: there is no such child. `ERESTARTSYS`: a signal came first.
-pub fn wait(task: &Task, thread: &Thread, named: Named<'_>, options: u64) -> Result<Option<(u32, ProcessEnd)>, Errno> {
+pub fn wait(task: &Task, thread: &Thread, named: Named<'_>, options: u64) -> Result<Option<(u32, Change)>, Errno> {
     let wanted = Wanted {
         named,
         ended: options & WEXITED != 0,
+        stopped: options & WUNTRACED != 0,
+        continued: options & WCONTINUED != 0,
         stays: options & WNOWAIT != 0,
         normal: options & (WALL | WCLONE) != WCLONE,
         clones: options & (WALL | WCLONE) != 0,
     };
     let process = task.process();
+    let looks_at_each = match named {
+        Named::Any => wanted.stopped || wanted.continued,
+        Named::Group(_) => true,
+        Named::Number(_) | Named::By(_) => false,
+    };
     let child = process.wait_for_children(|| {
         loop {
-            let child = PROCESSES.lock().collect(process, wanted);
+            let child = if looks_at_each {
+                jobs::collect_each(process, wanted)
+            } else {
+                PROCESSES.lock().collect(process, wanted)
+            };
             if !matches!(child, Child::Running) || options & WNOHANG != 0 || thread.has(Work::SIGNAL) {
                 break child;
             }
@@ -132,6 +147,7 @@ pub fn wait(task: &Task, thread: &Thread, named: Named<'_>, options: u64) -> Res
         Child::Running if options & WNOHANG != 0 => Ok(None),
         Child::Running => Err(Errno::ERESTARTSYS),
         // Dropped without the lock.
-        Child::Ended { id, status, process: _ } => Ok(Some((id, status))),
+        Child::Ended { id, status, process: _ } => Ok(Some((id, Change::Ended(status)))),
+        Child::Changed(id, change) => Ok(Some((id, change))),
     }
 }

@@ -7,6 +7,7 @@
 //! - `fault`: faults of programs
 //! - `charge`, `oom`: what a process has, and the choice of one to end when memory is short
 //! - `send`: signals from one process to others
+//! - `jobs`: groups, sessions, and processes that are stopped
 //! - `futex`, `robust`: how its threads wait for each other, and what a thread leaves that ends
 //! - `rseq`: sequences of a thread that begin anew when it was interrupted
 //! - `timer`: timers that send signals
@@ -22,6 +23,7 @@ pub mod exec;
 pub mod exit;
 mod fault;
 pub mod futex;
+pub mod jobs;
 pub mod oom;
 mod robust;
 pub mod rseq;

@@ -4,12 +4,11 @@
 
 use super::state::{ProcessState, Visit};
 use super::task::Task;
-use super::tree::{Elsewhere, PROCESSES, Process, Tree};
+use super::tree::{Elsewhere, PROCESSES, Process, Tree, next_where};
 use crate::linux::errno::Errno;
 use crate::linux::file::pidfd::Pidfd;
 use crate::linux::process::signal::{Signal, SignalCause};
 use crate::mm::counted::Counted;
-use crate::sched::relax;
 
 /// A signal's number as a program passes it; 0 checks whether one could be sent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -81,38 +80,33 @@ fn to_found(
     Ok(())
 }
 
-/// Sends a signal to all processes, or to all but `except`; each in turn, with no lock held in between. In the order of
-/// their serial numbers, so that a child created concurrently, of a parent without the signal, gets it too.
-///
-/// # Errors
-/// `ESRCH` (there is none), `EINVAL`.
-pub fn to_all(except: Option<&Process>, signal: Asked, cause: SignalCause) -> Result<(), Errno> {
-    to_all_where(signal, cause, |process| except.is_none_or(|except| except.id() != process.id()))
-}
-
-/// Sends a signal to all processes that are `wanted`, as [`to_all`] does.
+/// Sends a signal to all processes that are `wanted`; each in turn, with no lock held in between. In the order of their
+/// serial numbers, so that a child created concurrently, of a parent without the signal, gets it too.
 ///
 /// # Errors
 /// `ESRCH` (there is none), `EINVAL`.
 pub fn to_all_where(signal: Asked, cause: SignalCause, wanted: impl Fn(&Process) -> bool) -> Result<(), Errno> {
     let (mut after, mut result) = (0, Err(Errno::ESRCH));
-    loop {
-        // Also after one that is not wanted: there may be any number of them.
-        relax();
-        let elsewhere = {
-            let tree = PROCESSES.lock();
-            let Some(process) = tree.created_after(after) else { return result };
-            after = process.serial();
-            if !wanted(process) {
-                continue;
-            }
-            let signal = signal.signal()?;
-            result = Ok(());
-            let visit = send(&mut process.lock(), signal, cause);
-            Elsewhere::new(process, visit)
-        };
-        elsewhere.finish();
+    let send_one = |process: &Process| {
+        let signal = signal.signal()?;
+        let visit = send(&mut process.lock(), signal, cause);
+        Ok(Elsewhere::new(process, visit))
+    };
+    while let Some(sent) = next_where(&mut after, |_, process| wanted(process).then(|| send_one(process))) {
+        result = sent.map(Elsewhere::finish);
+        if result.is_err() {
+            break;
+        }
     }
+    result
+}
+
+/// Sends a signal to all processes of a group, as [`to_all_where`] does.
+///
+/// # Errors
+/// `ESRCH` (it has no members), `EINVAL`.
+pub fn to_group(group: u32, signal: Asked, cause: SignalCause) -> Result<(), Errno> {
+    to_all_where(signal, cause, |process| process.group() == group)
 }
 
 /// Sends a signal to the thread with this number, if it is one of `process`, or of any.

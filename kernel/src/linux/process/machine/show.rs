@@ -49,6 +49,8 @@ const LIMITS: [(&str, &str); RLIM_NLIMITS] = [
 struct Snapshot {
     process: u32,
     parent: u32,
+    group: u32,
+    session: u32,
     name: Name,
     state: &'static str,
     threads: usize,
@@ -198,11 +200,14 @@ fn snapshot(of: &ProcSubject) -> Result<Snapshot, Errno> {
         Snapshot {
             process: process.id(),
             parent: process.parent_id(),
+            group: process.group(),
+            session: process.session(),
             name: state.name,
             state: match task {
                 None => "Z (zombie)",
                 Some(task) if task.thread().is_parked() => match task.thread().is_uninterruptible() {
                     true => "D (disk sleep)",
+                    false if state.stop.is_active() => "T (stopped)",
                     false => "S (sleeping)",
                 },
                 Some(_) => "R (running)",
@@ -251,8 +256,8 @@ fn status(record: &mut Record, of: &ProcSubject, seen: &Snapshot) {
         record,
         "\n{mask}State:\t{}\nTgid:\t{process}\nNgid:\t0\nPid:\t{id}\nPPid:\t{}\nTracerPid:\t0\n\
         Uid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\nFDSize:\t{slots}\nGroups:\t \n\
-        NStgid:\t{process}\nNSpid:\t{id}\nNSpgid:\t0\nNSsid:\t0\nKthread:\t0\n",
-        seen.state, seen.parent,
+        NStgid:\t{process}\nNSpid:\t{id}\nNSpgid:\t{}\nNSsid:\t{}\nKthread:\t0\n",
+        seen.state, seen.parent, seen.group, seen.session,
     );
     if let Some(space) = &seen.space {
         memory(record, space);
@@ -342,7 +347,8 @@ fn stat(record: &mut Record, of: &ProcSubject, seen: &Snapshot, time: u64) {
     let [pending, blocked, ignored, handled] = signals;
     let _ = write!(record, "{} (", of.id);
     let _ = record.extend_from_slice(name(&seen.name));
-    let _ = write!(record, ") {state} {} 0 0 0 -1 0 0 0 0 0 {} 0 0 0 20 0 ", seen.parent, time / TICK);
+    let _ = write!(record, ") {state} {} {} {} 0 -1 0 0 0 0 0 ", seen.parent, seen.group, seen.session);
+    let _ = write!(record, "{} 0 0 0 20 0 ", time / TICK);
     let _ =
         write!(record, "{} 0 {} {} {present} {} ", seen.threads, seen.created / TICK, totals.size, seen.most_present);
     let _ = write!(record, "{has_code} {has_code} 0 0 0 {pending} {blocked} {ignored} {handled} ");

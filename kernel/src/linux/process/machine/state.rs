@@ -16,6 +16,7 @@
 use intrusive_collections::{Bound, RBTree, UnsafeRef};
 use spin::Once;
 
+use super::jobs::Stop;
 use super::task::{InProcess, Task};
 use crate::kernel;
 use crate::linux::process::signal::{Actions, Effect, Pending, Set, Signal, SignalCause};
@@ -98,6 +99,8 @@ pub struct ProcessState {
     pub space: Option<SpaceRef>,
     /// The thread that does an exec: all others exit.
     pub survivor: Option<u32>,
+    /// Whether its threads halt.
+    pub stop: Stop,
 }
 
 impl ProcessState {
@@ -116,6 +119,7 @@ impl ProcessState {
             name,
             space: Some(space),
             survivor: None,
+            stop: Stop::NONE,
         }
     }
 
@@ -207,6 +211,11 @@ impl ProcessState {
         None
     }
 
+    /// Whether this signal, if it is fatal, ends the process at once: while it is stopped SIGKILL alone does.
+    fn may_end_by(&self, signal: Signal) -> bool {
+        !self.stop.is_active() || signal == Signal::KILL
+    }
+
     /// Whether this task of the process must exit.
     pub fn is_ending(&self, task: &Task) -> bool {
         self.life != Life::Running || self.survivor.is_some_and(|survivor| survivor != task.id())
@@ -218,7 +227,21 @@ impl ProcessState {
             return Visit::NONE;
         }
         self.life = Life::Ending(status);
+        self.stop.end();
         Visit::EXIT
+    }
+
+    /// The changes by a signal that is sent, whatever its action: SIGCONT continues the process, and takes away the signals
+    /// that stop it; these take SIGCONT away.
+    #[inline]
+    fn prepare(&mut self, signal: Signal) -> Visit {
+        let continues = signal == Signal::CONT;
+        if !continues && !Set::STOPS.has(signal) {
+            return Visit::NONE;
+        }
+        let forget = if continues { Set::STOPS } else { Signal::CONT.set() };
+        forget.iter().for_each(|signal| self.pending.remove(signal));
+        Visit { forget, wake: continues && self.stop.resume(), ..Visit::NONE }
     }
 
     /// Sends the process a signal.
@@ -226,13 +249,14 @@ impl ProcessState {
         if self.life != Life::Running {
             return Visit::NONE;
         }
+        let mut visit = self.prepare(signal);
         let main_blocks = self.find(self.id).is_some_and(|main| main.blocked().has(signal));
         // An ignored signal becomes pending only where it is blocked: its action may differ when it is unblocked.
         if !main_blocks && self.effect(signal) == Effect::Ignored {
-            return Visit::NONE;
+            return visit;
         }
         self.pending.add(signal, cause);
-        let mut visit = Visit::offer(signal.set());
+        visit.offer = signal.set();
         // The first thread handles it, if it can.
         let outcome = self.find(self.id).map_or(VisitOutcome::Next, |main| visit.at(self, main));
         self.finish_step(&mut visit, outcome);
@@ -247,20 +271,21 @@ impl ProcessState {
         if self.life != Life::Running {
             return Visit::NONE;
         }
+        let visit = self.prepare(signal);
         let effect = self.effect(signal);
-        let Some(task) = self.find(id) else { return Visit::NONE };
+        let Some(task) = self.find(id) else { return visit };
         let open = !task.blocked().has(signal);
         if open && effect == Effect::Ignored {
-            return Visit::NONE;
+            return visit;
         }
         task.pending(self).add(signal, cause);
-        if open && effect == Effect::Fatal && !task.is_leaving() {
+        if open && effect == Effect::Fatal && !task.is_leaving() && self.may_end_by(signal) {
             return self.end(ProcessEnd::Killed(signal));
         }
         if !task.closed().has(signal) {
             task.kick();
         }
-        Visit::NONE
+        visit
     }
 
     /// The signals that are pending for the process, or for this thread of it.
@@ -356,13 +381,21 @@ pub struct Visit {
     wake: bool,
     /// Notify every thread that must exit.
     exit: bool,
+    /// Have every thread halt.
+    halt: bool,
+    /// Signals that SIGCONT takes away from each thread, or that take it away.
+    forget: Set,
 }
 
 impl Visit {
     /// Nothing to do.
-    pub const NONE: Self = Self { after: None, offer: Set::EMPTY, wake: false, exit: false };
+    pub const NONE: Self =
+        Self { after: None, offer: Set::EMPTY, wake: false, exit: false, halt: false, forget: Set::EMPTY };
     /// Notify the threads that must exit.
     pub const EXIT: Self = Self { exit: true, ..Self::NONE };
+
+    /// Have all threads halt.
+    pub const HALT: Self = Self { halt: true, ..Self::NONE };
 
     /// Notify threads that do not block these signals, one for each.
     pub const fn offer(offer: Set) -> Self {
@@ -376,12 +409,15 @@ impl Visit {
 
     /// Whether nothing is left to do.
     pub const fn is_done(&self) -> bool {
-        self.offer.is_empty() && !self.wake && !self.exit
+        self.offer.is_empty() && !self.wake && !self.exit && !self.halt && self.forget.is_empty()
     }
 
     fn at(&mut self, state: &ProcessState, task: &Task) -> VisitOutcome {
         if self.wake {
             task.thread().unpark();
+        }
+        if !self.forget.is_empty() {
+            self.forget.iter().for_each(|signal| task.pending(state).remove(signal));
         }
         if task.is_leaving() {
             return VisitOutcome::Next;
@@ -392,12 +428,15 @@ impl Visit {
             }
             return VisitOutcome::Next;
         }
+        if self.halt {
+            task.kick();
+        }
         let open = self.offer.without(task.closed());
         if open.is_empty() {
             return VisitOutcome::Next;
         }
         // Linux's `real_blocked`: none is fatal that is blocked while the thread waits for it.
-        if let Some(signal) = state.fatal(open.without(task.blocked())) {
+        if let Some(signal) = state.fatal(open.without(task.blocked())).filter(|signal| state.may_end_by(*signal)) {
             return VisitOutcome::Fatal(signal);
         }
         self.offer = self.offer.without(open);

@@ -23,12 +23,12 @@ use core::cell::UnsafeCell;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use granule_abi::signal::{CLD_EXITED, CLD_KILLED};
 use granule_arch::timer;
 use intrusive_collections::{Bound, KeyAdapter, LinkedList, LinkedListLink, RBTree, RBTreeLink, UnsafeRef};
 use spin::Once;
 
 use super::charge::Charges;
+use super::jobs;
 use super::state::{ProcessState, Visit};
 use super::surroundings;
 use super::task::{self, Task};
@@ -39,13 +39,13 @@ use crate::linux::file::pidfd::{Pidfd, Stage};
 use crate::linux::file::table::Files;
 use crate::linux::process::limits::{Limits, ProcessSlot};
 use crate::linux::process::numbers::Numbers;
-use crate::linux::process::signal::{Signal, SignalCause};
-use crate::linux::process::status::{Life, ProcessEnd};
+use crate::linux::process::signal::Signal;
+use crate::linux::process::status::{Change, Life, ProcessEnd};
 use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
 use crate::mm::pool::{Pool, PoolBox, PoolStats};
 use crate::mm::space::SpaceRef;
-use crate::sched::{ThreadRef, UserEntry, relax};
+use crate::sched::{ThreadRef, UserEntry, Work, relax};
 use crate::sync::{IrqGuard, IrqLock, rank};
 
 /// All processes.
@@ -83,6 +83,11 @@ pub struct Process {
     ended: RBTreeLink,
     /// The process of [`Family::parent`], for readers without the lock.
     parent_id: AtomicU32,
+    /// Its group, and its session. Changed under the lock of the tree; 0 before it is in it, where they are its own.
+    group: AtomicU32,
+    session: AtomicU32,
+    /// It has executed a program since its fork.
+    pub has_executed: AtomicBool,
     /// Threads that wait for children. Read under the lock of the tree, and raised before that is acquired.
     waiting: AtomicU32,
     /// The descriptors of its threads, but of those that have their own.
@@ -222,6 +227,9 @@ impl Process {
             running: LinkedListLink::new(),
             ended: RBTreeLink::new(),
             parent_id: AtomicU32::new(0),
+            group: AtomicU32::new(0),
+            session: AtomicU32::new(0),
+            has_executed: AtomicBool::new(false),
             waiting: AtomicU32::new(0),
             files,
             surroundings: Once::new(),
@@ -246,6 +254,16 @@ impl Process {
         self.parent_id.load(Ordering::Relaxed)
     }
 
+    /// The number of its group.
+    pub fn group(&self) -> u32 {
+        self.group.load(Ordering::Relaxed)
+    }
+
+    /// The number of its session.
+    pub fn session(&self) -> u32 {
+        self.session.load(Ordering::Relaxed)
+    }
+
     /// Its serial number. No two processes have the same.
     pub fn serial(&self) -> u64 {
         self.serial.load(Ordering::Relaxed)
@@ -263,9 +281,11 @@ impl Process {
         self.pidfd.call_once(|| new.clone())
     }
 
-    /// Makes it a descendant of `creator`, before it is in the tree.
+    /// Makes it a descendant of `creator`, before it is in the tree, whose lock the caller holds.
     pub fn descend_from(&self, creator: &Self) {
         self.family_serial.store(creator.family_serial(), Ordering::Relaxed);
+        self.group.store(creator.group(), Ordering::Relaxed);
+        self.session.store(creator.session(), Ordering::Relaxed);
     }
 
     /// Locks its state. For its own threads, and for holders of [`PROCESSES`]. Interrupts are masked under the lock.
@@ -334,14 +354,6 @@ pub struct Tree {
 // SAFETY: the processes are accessed only under the lock, on whichever CPU holds it.
 unsafe impl Send for Tree {}
 
-/// The end of a process, as the signal to its parent and `waitid` report it.
-pub fn cause_of(id: u32, status: ProcessEnd) -> SignalCause {
-    match status {
-        ProcessEnd::Exited(code) => SignalCause::child(CLD_EXITED, id, i32::from(code)),
-        ProcessEnd::Killed(signal) => SignalCause::child(CLD_KILLED, id, signal.number() as i32),
-    }
-}
-
 /// Work that is left to do without the lock.
 #[must_use = "dropped without the lock"]
 #[derive(Default)]
@@ -382,6 +394,12 @@ impl Elsewhere {
         Self { id: process.id, serial: process.serial(), visit }
     }
 
+    /// Of this process, of which a child has changed: its threads wake if they wait. Under the lock of the tree.
+    pub fn of_parent(parent: &Process, visit: Visit) -> Self {
+        let waits = parent.waiting.load(Ordering::Relaxed) != 0;
+        Self::new(parent, if waits { visit.and_wake() } else { visit })
+    }
+
     /// Does the rest of it, without a lock.
     pub fn finish(mut self) {
         while !self.visit.is_done() {
@@ -392,6 +410,26 @@ impl Elsewhere {
             }
             drop(tree);
             relax();
+        }
+    }
+}
+
+/// Finds the first process that `look` knows, of those created after the one with the serial number `after`, which becomes
+/// its. Without a lock: it is held for a few at a time. In the order of creation, so that a child created concurrently
+/// comes after its parent.
+pub fn next_where<R>(after: &mut u64, mut look: impl FnMut(&Tree, &Process) -> Option<R>) -> Option<R> {
+    const BATCH: usize = 16;
+    loop {
+        // There may be any number of them.
+        relax();
+        let tree = PROCESSES.lock();
+        for _ in 0..BATCH {
+            let process = tree.by_serial.lower_bound(Bound::Excluded(&*after)).get()?;
+            *after = process.serial();
+            let found = look(&tree, process);
+            if found.is_some() {
+                return found;
+            }
         }
     }
 }
@@ -496,6 +534,12 @@ impl Tree {
         if process.family_serial() == 0 {
             process.family_serial.store(self.serials, Ordering::Relaxed);
         }
+        if process.group() == 0 {
+            process.group.store(process.id, Ordering::Relaxed);
+            process.session.store(process.id, Ordering::Relaxed);
+        }
+        self.numbers.hold(process.group());
+        self.numbers.hold(process.session());
         self.by_id.insert(link());
         self.by_serial.insert(link());
         if let Parent::Process(id) = parent
@@ -517,13 +561,17 @@ impl Tree {
         unsafe {
             self.tasks.insert(UnsafeRef::from_raw(pointer.as_ptr()));
             let task = pointer.as_ref();
-            task.process().lock().add(task);
+            let mut state = task.process().lock();
+            state.add(task);
+            if state.stop.is_active() {
+                task.thread().raise(Work::SIGNAL);
+            }
         }
     }
 
-    /// Removes a thread from its process; returns whether it was the last one. The caller drops the task without the
-    /// lock.
-    pub fn remove_task(&mut self, task: &Task) -> (PoolBox<Task>, bool) {
+    /// Removes a thread from its process; returns whether it was the last one, and the visit to the parent where all
+    /// others have halted. The caller drops the task without the lock.
+    pub fn remove_task(&mut self, task: &Task) -> (PoolBox<Task>, bool, Option<Elsewhere>) {
         let mut state = task.process().lock();
         state.add_time_of(task);
         // SAFETY: `add_task` added it to both, and made it from a box; nothing refers to it any more.
@@ -539,7 +587,11 @@ impl Tree {
         if let Some(waiting) = state.survivor.and_then(|survivor| state.find(survivor)) {
             waiting.thread().unpark();
         }
-        (removed, state.threads() == 0)
+        let threads = state.threads();
+        let stopped = state.stop.complete(threads);
+        drop(state);
+        let process = removed.process();
+        (removed, threads == 0, stopped.and_then(|stopped| jobs::notify(self, process, stopped)))
     }
 
     /// Gives the process's number to the thread that does an exec, if it is the only thread by now and is not exiting
@@ -597,9 +649,13 @@ impl Tree {
         self.by_id.lower_bound(Bound::Excluded(&id)).get()
     }
 
-    /// The process with the next serial number: see [`Process::serial`].
-    pub fn created_after(&self, serial: u64) -> Option<&Process> {
-        self.by_serial.lower_bound(Bound::Excluded(&serial)).get()
+    /// Moves a process to a group of this session.
+    pub fn move_to(&mut self, id: u32, group: u32, session: u32) {
+        let Some(process) = self.by_id.find(&id).get() else { return };
+        for (place, number) in [(&process.group, group), (&process.session, session)] {
+            self.numbers.hold(number);
+            self.numbers.release(place.swap(number, Ordering::Relaxed));
+        }
     }
 
     /// Its parent, and the signal for the parent at its end.
@@ -621,6 +677,7 @@ impl Tree {
 
     /// Makes a process that has a new program a child like others: its end sends SIGCHLD.
     pub fn become_normal(&mut self, process: &Process) {
+        process.has_executed.store(true, Ordering::Relaxed);
         let family = process.family(&mut self.key);
         let before = family.exit_signal.replace(Signal::CHLD);
         if let Parent::Process(parent) = family.parent
@@ -640,7 +697,7 @@ impl Tree {
             self.by_serial.cursor_mut_from_ptr(pointer).remove();
             self.by_id.cursor_mut_from_ptr(pointer).remove()?
         };
-        self.numbers.release(removed.id);
+        [removed.id, removed.group(), removed.session()].into_iter().for_each(|number| self.numbers.release(number));
         // SAFETY: `add` made it from a box, and no list has it any more.
         Some(unsafe { PoolBox::from_ref(removed) })
     }
@@ -654,6 +711,7 @@ impl Tree {
                 Life::Running => ProcessEnd::Exited(state.code),
             };
             state.life = Life::Ended(status);
+            state.stop.end();
             status
         };
         let family = process.family(&mut self.key);
@@ -685,10 +743,10 @@ impl Tree {
         let mut state = parent.lock();
         let (ignored, reaps) = state.handlers.with(|actions| (actions.ignores_children(), actions.reaps_children()));
         let collected = exit_signal == Some(Signal::CHLD) && reaps;
-        let mut visit = match exit_signal {
+        let visit = match exit_signal {
             // Linux sends none where it is ignored explicitly, also where it is blocked (`do_notify_parent`).
             Some(Signal::CHLD) if ignored => Visit::NONE,
-            Some(signal) => state.send(signal, cause_of(child.id, status)),
+            Some(signal) => state.send(signal, Change::Ended(status).cause(child.id)),
             None => Visit::NONE,
         };
         drop(state);
@@ -701,10 +759,7 @@ impl Tree {
         if kept && let Some(link) = link {
             family.children(exit_signal).ended.insert(link);
         }
-        if parent.waiting.load(Ordering::Relaxed) != 0 {
-            visit = visit.and_wake();
-        }
-        (kept, (!visit.is_done()).then(|| Elsewhere::new(parent, visit)))
+        (kept, Some(Elsewhere::of_parent(parent, visit)))
     }
 
     /// Prepares the end of a process: its children have no parent from now on, and those that have ended are removed.

@@ -14,6 +14,7 @@ use super::frame::{ContextRegisters, Image, Interrupted, Restored, is_on_stack, 
 use super::{Effect, Set, Signal, SignalCause};
 use crate::linux::errno::Errno;
 use crate::linux::process::exit;
+use crate::linux::process::jobs;
 use crate::linux::process::rseq;
 use crate::linux::process::status::ProcessEnd;
 use crate::linux::process::task::{Restart, RestartKind, Task};
@@ -32,6 +33,8 @@ enum Next {
     Nothing,
     /// Leave the process.
     Exit,
+    /// Halt: the process is stopped, or a signal was taken that stops it.
+    Halt,
     Deliver(Signal, SignalCause, Effect),
 }
 
@@ -43,7 +46,8 @@ pub fn deliver_signals(frame: &mut TrapFrame, thread: &Thread) {
         match next(task) {
             Next::Nothing => break,
             Next::Exit => exit::leave(task),
-            Next::Deliver(_, _, Effect::Ignored) => {}
+            Next::Halt => jobs::halt(task),
+            Next::Deliver(_, _, Effect::Ignored | Effect::Stops) => {}
             Next::Deliver(signal, _, Effect::Fatal) => {
                 crate::log::debug!("{task:?}: {signal} at {:#x}, {:?}", frame.elr, task.fault.get());
                 exit::exit_group(task, ProcessEnd::Killed(signal));
@@ -64,16 +68,21 @@ pub fn deliver_signals(frame: &mut TrapFrame, thread: &Thread) {
 }
 
 fn next(task: &Task) -> Next {
-    let state = task.process().lock();
+    let mut state = task.process().lock();
     if state.is_ending(task) {
         return Next::Exit;
     }
     match state.take(task, task.blocked()) {
+        None if state.stop.is_active() => Next::Halt,
         None => Next::Nothing,
         Some((signal, cause)) => {
             let effect = state.handlers.with(|actions| actions.deliver(signal));
+            if effect == Effect::Stops {
+                state.stop.taken = Some(signal);
+            }
             drop(state);
-            Next::Deliver(signal, timer::delivered(task.process(), signal, cause), effect)
+            let cause = timer::delivered(task.process(), signal, cause);
+            if effect == Effect::Stops { Next::Halt } else { Next::Deliver(signal, cause, effect) }
         }
     }
 }

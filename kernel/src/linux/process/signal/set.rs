@@ -6,7 +6,7 @@ use core::fmt;
 use granule_abi::Errno;
 use granule_abi::signal::{
     SA_EXPOSE_TAGBITS, SA_NOCLDSTOP, SA_NOCLDWAIT, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SA_RESTORER,
-    SA_SIGINFO, SIG_DFL, SIG_IGN, SIGALRM, SIGBUS, SIGCHLD, SIGCONT, SIGFPE, SIGILL, SIGINT, SIGKILL, SIGNALS, SIGSEGV,
+    SA_SIGINFO, SIG_DFL, SIG_IGN, SIGALRM, SIGBUS, SIGCHLD, SIGCONT, SIGFPE, SIGHUP, SIGILL, SIGINT, SIGKILL, SIGNALS, SIGSEGV,
     SIGSTOP, SIGSYS, SIGTRAP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH, SigAction, SigInfo,
 };
 use granule_arch::addr::VirtAddr;
@@ -32,6 +32,12 @@ impl Signal {
     pub const ALRM: Self = Self(SIGALRM);
     /// A child has ended.
     pub const CHLD: Self = Self(SIGCHLD);
+    /// A stopped process continues.
+    pub const CONT: Self = Self(SIGCONT);
+    /// A process is stopped, in any case.
+    pub const STOP: Self = Self(SIGSTOP);
+    /// No session is left.
+    pub const HUP: Self = Self(SIGHUP);
 
     /// The signal with this number.
     pub const fn new(number: u64) -> Option<Self> {
@@ -74,6 +80,9 @@ impl Set {
     pub const EMPTY: Self = Self(0);
     /// The signals that cannot be blocked or handled.
     const NEVER_BLOCKED: Self = Self(1 << (SIGKILL - 1) | 1 << (SIGSTOP - 1));
+
+    /// The signals that stop a process by default.
+    pub const STOPS: Self = Self(1 << (SIGSTOP - 1) | 1 << (SIGTSTP - 1) | 1 << (SIGTTIN - 1) | 1 << (SIGTTOU - 1));
 
     /// A set that may be blocked.
     pub const fn blockable(self) -> Self {
@@ -273,6 +282,8 @@ pub enum Effect {
     Ignored,
     /// It ends the process.
     Fatal,
+    /// It stops the process.
+    Stops,
     /// The program's handler runs.
     Handled(SigAction),
 }
@@ -343,13 +354,13 @@ impl Actions {
         }
     }
 
-    /// The effect of a signal. Processes are never stopped here, so stop signals are ignored.
+    /// The effect of a signal.
     pub fn effect(&self, signal: Signal) -> Effect {
         let action = self.get(signal);
         match (action.handler, signal.number()) {
             (SIG_IGN, _) => Effect::Ignored,
             (SIG_DFL, SIGCHLD | SIGCONT | SIGURG | SIGWINCH) => Effect::Ignored,
-            (SIG_DFL, SIGSTOP | SIGTSTP | SIGTTIN | SIGTTOU) => Effect::Ignored,
+            (SIG_DFL, SIGSTOP | SIGTSTP | SIGTTIN | SIGTTOU) => Effect::Stops,
             (SIG_DFL, _) => Effect::Fatal,
             _ => Effect::Handled(action),
         }
@@ -369,6 +380,11 @@ impl Actions {
     /// Whether SIGCHLD is ignored, and not only by default.
     pub const fn ignores_children(&self) -> bool {
         self.get(Signal::CHLD).handler == SIG_IGN
+    }
+
+    /// Whether SIGCHLD reports that a child stops or continues.
+    pub const fn reports_stops(&self) -> bool {
+        !self.ignores_children() && self.get(Signal::CHLD).flags & SA_NOCLDSTOP == 0
     }
 
     /// Whether children leave no status at their end.
@@ -454,11 +470,15 @@ mod tests {
     }
 
     #[test]
-    fn default_actions_are_linuxs_but_for_stopping() {
+    fn default_actions_are_linuxs() {
         let actions = Actions::new();
-        let ignored = [17, 18, 19, 20, 21, 22, 23, 28];
+        let (ignored, stops) = ([17, 18, 23, 28], [19, 20, 21, 22]);
         for number in 1..=64 {
-            let expected = if ignored.contains(&number) { Effect::Ignored } else { Effect::Fatal };
+            let expected = match number {
+                _ if ignored.contains(&number) => Effect::Ignored,
+                _ if stops.contains(&number) => Effect::Stops,
+                _ => Effect::Fatal,
+            };
             assert_eq!(actions.effect(Signal::new(number).unwrap()), expected, "{number}");
         }
     }

@@ -3,7 +3,7 @@
 use super::{Parent, Process, Tree};
 use crate::linux::file::pidfd::Pidfd;
 use crate::linux::process::signal::Signal;
-use crate::linux::process::status::ProcessEnd;
+use crate::linux::process::status::{Change, ProcessEnd};
 use crate::mm::counted::Counted;
 use crate::mm::pool::PoolBox;
 
@@ -14,6 +14,8 @@ pub enum Named<'p> {
     Any,
     /// By its number.
     Number(u32),
+    /// By its group.
+    Group(u32),
     /// By a pidfd.
     By(&'p Counted<Pidfd>),
 }
@@ -23,8 +25,12 @@ pub enum Named<'p> {
 pub struct Wanted<'p> {
     /// Those that are named so.
     pub named: Named<'p>,
-    /// Those that have ended too: others are never stopped here.
+    /// Those that have ended.
     pub ended: bool,
+    /// Those that were stopped.
+    pub stopped: bool,
+    /// Those that continue.
+    pub continued: bool,
     /// The status stays for another call.
     pub stays: bool,
     /// Those that send SIGCHLD at their end.
@@ -54,13 +60,15 @@ pub enum Child {
         /// Dropped without the lock.
         process: Option<PoolBox<Process>>,
     },
+    /// The one with this number has changed so.
+    Changed(u32, Change),
 }
 
 impl Tree {
-    /// Finds a child of `parent` that has ended, among the selected ones.
+    /// Finds a child of `parent` that has ended, among the selected ones; where these are one, also if it has changed.
     pub fn collect(&mut self, parent: &Process, wanted: Wanted<'_>) -> Child {
         let found = match wanted.named {
-            Named::Any => return self.collect_any(parent, wanted),
+            Named::Any | Named::Group(_) => return self.collect_any(parent, wanted),
             Named::Number(id) => self.find(id),
             Named::By(pidfd) => self.find_by(pidfd),
         };
@@ -98,7 +106,14 @@ impl Tree {
             return Child::None;
         }
         match family.status {
-            None => Child::Running,
+            None => {
+                let is_wanted = |change| match change {
+                    Change::Stopped(_) => wanted.stopped,
+                    _ => wanted.continued,
+                };
+                let change = child.lock().stop.collect(is_wanted, wanted.stays);
+                change.map_or(Child::Running, |change| Child::Changed(child.id, change))
+            }
             Some(_) if !wanted.ended => Child::None,
             Some(_) => self.take_ended(parent, child, wanted),
         }
