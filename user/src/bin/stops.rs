@@ -173,19 +173,19 @@ fn signals_go_to_groups() {
     assert_eq!(send(), OK);
     assert_eq!(process::wait(third), killed(SIGTERM));
     assert_eq!(call(CLOSE, [file]), OK);
-    // The group of the sender has it too.
+    // The group of the sender has it too, and no other.
+    let word = memory::shared::<AtomicU32>();
     let child = process::spawn(|| {
         call(SETPGID, [0, 0]).expect("a group");
-        let child = process::spawn(|| -> u8 {
-            call(SETPGID, [0, 0]).expect("a group");
-            time::sleep_for_ever()
-        });
-        asleep_until(|| group_of(child.into()) == Ok(child.into()));
-        sleeper();
-        kill(child, SIGKILL);
+        let other = sleeper();
+        assert_eq!(call(SETPGID, [other.into(), 0]), OK);
+        word.store(other, Ordering::Relaxed);
         process::kill(0, SIGTERM).expect("a signal");
     });
     assert_eq!(process::wait(child), killed(SIGTERM));
+    let other = word.load(Ordering::Relaxed);
+    asleep_until(|| state(other) == "S");
+    kill(other, SIGKILL);
 }
 
 fn groups_are_waited_for() {
@@ -430,7 +430,7 @@ fn calls_go_on_after_a_stop() {
     assert_eq!(process::wait(child), exited(0), "a sleep");
     let wait = |_: &AtomicU32| {
         let child = process::spawn(|| -> u8 {
-            futex_wait_for(word, 2);
+            wait_for(word, 2);
             5
         });
         (process::wait(child) >> 8) as u8
@@ -439,7 +439,7 @@ fn calls_go_on_after_a_stop() {
     assert_eq!(interrupted(word, wait, end), exited(5), "wait4");
 }
 
-fn futex_wait_for(word: &AtomicU32, value: u32) {
+fn wait_for(word: &AtomicU32, value: u32) {
     asleep_until(|| word.load(Ordering::Relaxed) == value);
 }
 
@@ -448,7 +448,7 @@ fn a_vfork_parent_stops_later() {
     let child = process::spawn(|| {
         let vforked = process::clone_with(CLONE_VFORK | u64::from(SIGCHLD), [0; 2], || {
             word.store(1, Ordering::Relaxed);
-            futex_wait_for(word, 2);
+            wait_for(word, 2);
         });
         process::wait(vforked.expect("a child"));
     });
