@@ -491,7 +491,7 @@ fn a_group_that_is_orphaned_continues() {
                 let before = SIGNALS.load(Ordering::Relaxed);
                 call(SETPGID, [0, 0]).expect("a group");
                 words[0].store(process::id(), Ordering::Relaxed);
-                asleep_until(|| SIGNALS.load(Ordering::Relaxed) == before + 2);
+                until(|| SIGNALS.load(Ordering::Relaxed) == before + 2);
                 writer.write(b"x").expect("a byte");
                 0
             });
