@@ -164,9 +164,8 @@ fn run(start: Start) -> u8 {
                 count().store(done, Ordering::Relaxed);
             }
         }
-        // Children's children that a signal of a child's end stopped: that may be any.
+        // Children's children that their own child's end stopped, by any signal; and those made this process's own.
         let _ = process::kill(-1, SIGCONT);
-        // Children's children that were made this process's own.
         while let Ok((1.., _)) = process::wait4(-1, WNOHANG) {}
         // SAFETY: a name alone is concerned.
         let _ = unsafe { sys::call(UNLINKAT, [HERE, WRITTEN.as_ptr() as u64, 0, 0, 0, 0]) };
@@ -290,7 +289,7 @@ const ADVICE: [[u64; 5]; 4] = [
     [MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, 16, 17, 1 << 32],
 ];
 /// Calls that get anything.
-const OTHERS: [[usize; 4]; 7] = [
+const OTHERS: [[usize; 4]; 9] = [
     [RSEQ, GETRUSAGE, SYSINFO, TIMES],
     [SCHED_GETPARAM, SCHED_RR_GET_INTERVAL, FADVISE64, GETTIMEOFDAY],
     [CLOCK_GETTIME, CLOCK_GETRES, UNAME, GETCPU],
@@ -299,6 +298,7 @@ const OTHERS: [[usize; 4]; 7] = [
     [PRCTL, IOCTL, CLOSE, CLOSE],
     [PIDFD_OPEN, PIDFD_SEND_SIGNAL, PROCESS_MADVISE, PROCESS_MRELEASE],
     [EPOLL_CREATE1, EPOLL_CTL, EPOLL_CTL, EPOLL_CTL],
+    [TIMERFD_CREATE, TIMERFD_SETTIME, TIMERFD_GETTIME, TIMER_CREATE],
 ];
 /// How many pages there are to be handled as the calls like.
 const PAGES: u64 = 64;

@@ -108,8 +108,8 @@ pub fn kill_other_threads(task: &Task) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Waits for a child that has changed as the `options` say, one that is `named` so; returns its number and its change, or
-/// `None` where none has, and the options have [`WNOHANG`].
+/// Waits for a child that has changed as the `options` say, one that is `named` so; returns its number and its change,
+/// or `None` where none has, and the options have [`WNOHANG`].
 ///
 /// # Errors
 /// `ECHILD`: there is no such child. `ERESTARTSYS`: a signal came first.

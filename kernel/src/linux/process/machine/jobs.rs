@@ -177,8 +177,8 @@ fn keepers(group: u32, ending: Option<&Process>) -> [bool; 2] {
     keepers
 }
 
-/// Has stopped processes of groups continue that are orphaned by the end of this process, whose last thread this is, and
-/// which is still its children's parent.
+/// Has stopped processes of groups continue that are orphaned by the end of this process. Its last thread has left it,
+/// and it is still its children's parent. Without locks.
 pub fn leave(process: &Process) {
     if STOPPED.load(Ordering::Relaxed) == 0 {
         return;
@@ -204,8 +204,8 @@ fn member_of(group: u32) -> Option<u32> {
 /// `setpgid`: moves a process, `own` or a child of it, to a group of the session.
 ///
 /// # Errors
-/// `ESRCH`: it is neither. `EINVAL`: it is a thread. `EACCES`: the child has executed a program. `EPERM`: it leads a session or
-/// is in another one, or there is no such group in this one.
+/// `ESRCH`: it is neither. `EINVAL`: it is a thread. `EACCES`: the child has executed a program. `EPERM`: it leads a
+/// session or is in another one, or there is no such group in this one.
 pub fn set_group(own: &Process, of: u32, group: u32) -> Result<(), Errno> {
     loop {
         let member = if group == of { None } else { member_of(group) };

@@ -231,8 +231,8 @@ impl ProcessState {
         Visit::EXIT
     }
 
-    /// The changes by a signal that is sent, whatever its action: SIGCONT continues the process, and takes away the signals
-    /// that stop it; these take SIGCONT away.
+    /// The changes by a signal that is sent, whatever its action: SIGCONT continues the process, and takes away the
+    /// signals that stop it; these take SIGCONT away.
     #[inline]
     fn prepare(&mut self, signal: Signal) -> Visit {
         let continues = signal == Signal::CONT;

@@ -33,7 +33,7 @@ enum Next {
     Nothing,
     /// Leave the process.
     Exit,
-    /// Halt: the process is stopped, or a signal was taken that stops it.
+    /// Halt: the process is stopped.
     Halt,
     Deliver(Signal, SignalCause, Effect),
 }
@@ -46,8 +46,8 @@ pub fn deliver_signals(frame: &mut TrapFrame, thread: &Thread) {
         match next(task) {
             Next::Nothing => break,
             Next::Exit => exit::leave(task),
-            Next::Halt => jobs::halt(task),
-            Next::Deliver(_, _, Effect::Ignored | Effect::Stops) => {}
+            Next::Halt | Next::Deliver(_, _, Effect::Stops) => jobs::halt(task),
+            Next::Deliver(_, _, Effect::Ignored) => {}
             Next::Deliver(signal, _, Effect::Fatal) => {
                 crate::log::debug!("{task:?}: {signal} at {:#x}, {:?}", frame.elr, task.fault.get());
                 exit::exit_group(task, ProcessEnd::Killed(signal));
@@ -81,8 +81,7 @@ fn next(task: &Task) -> Next {
                 state.stop.taken = Some(signal);
             }
             drop(state);
-            let cause = timer::delivered(task.process(), signal, cause);
-            if effect == Effect::Stops { Next::Halt } else { Next::Deliver(signal, cause, effect) }
+            Next::Deliver(signal, timer::delivered(task.process(), signal, cause), effect)
         }
     }
 }
