@@ -69,7 +69,9 @@ calls! {
     SCHED_GETSCHEDULER __NR_sched_getscheduler, SCHED_GETPARAM __NR_sched_getparam, SCHED_RR_GET_INTERVAL __NR_sched_rr_get_interval,
     SCHED_GET_PRIORITY_MAX __NR_sched_get_priority_max, SCHED_GET_PRIORITY_MIN __NR_sched_get_priority_min,
     GETTIMEOFDAY __NR_gettimeofday, TIMES __NR_times, GETRUSAGE __NR_getrusage, SYSINFO __NR_sysinfo,
-    SETPGID __NR_setpgid, GETPGID __NR_getpgid, GETSID __NR_getsid, SETSID __NR_setsid, GETGROUPS __NR_getgroups, FADVISE64 __NR_fadvise64, RSEQ __NR_rseq,
+    SETPGID __NR_setpgid, GETPGID __NR_getpgid, GETSID __NR_getsid, SETSID __NR_setsid,
+    GETGROUPS __NR_getgroups, FADVISE64 __NR_fadvise64, RSEQ __NR_rseq,
+    PREADV __NR_preadv, PWRITEV __NR_pwritev, PREADV2 __NR_preadv2, PWRITEV2 __NR_pwritev2,
 }
 
 errors! {
@@ -124,6 +126,7 @@ same! { process, general:
     FUTEX_PRIVATE_FLAG FUTEX_CLOCK_REALTIME FUTEX_TID_MASK FUTEX_OWNER_DIED FUTEX_WAITERS
 }
 const _: () = assert!(process::WALL == general::__WALL as u64 && process::WCLONE == general::__WCLONE as u64);
+same! { file, general: RWF_HIPRI RWF_DSYNC RWF_SYNC RWF_NOWAIT RWF_APPEND }
 const _: () = assert!(process::FUTEX_BITSET_MATCH_ANY == general::FUTEX_BITSET_MATCH_ANY);
 
 same! { process, auxvec:

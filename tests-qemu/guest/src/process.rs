@@ -223,6 +223,11 @@ fn names_of_files_are_made_moved_and_removed_as_on_linux(t: &mut Test) {
     succeeds(t, "names");
 }
 
+target_test!(transfers_between_files_answer_as_on_linux, limit(60));
+fn transfers_between_files_answer_as_on_linux(t: &mut Test) {
+    succeeds(t, "transfers");
+}
+
 target_test!(pipes_counters_and_polls_answer_as_on_linux, needs("smp"), limit(60));
 fn pipes_counters_and_polls_answer_as_on_linux(t: &mut Test) {
     succeeds(t, "polls");

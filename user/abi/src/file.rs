@@ -306,6 +306,21 @@ pub const S_IFIFO: u32 = 0o010_000;
 /// A character device.
 pub const S_IFCHR: u32 = 0o020_000;
 
+/// A flag of one read or write: of high priority.
+pub const RWF_HIPRI: u32 = 1;
+/// [`O_DSYNC`] for it.
+pub const RWF_DSYNC: u32 = 2;
+/// [`O_SYNC`] for it.
+pub const RWF_SYNC: u32 = 4;
+/// [`O_NONBLOCK`] for it.
+pub const RWF_NOWAIT: u32 = 8;
+/// [`O_APPEND`] for it.
+pub const RWF_APPEND: u32 = 0x10;
+/// Not at the end, in spite of [`O_APPEND`].
+pub const RWF_NOAPPEND: u32 = 0x20;
+/// No signal where a pipe has no reader.
+pub const RWF_NOSIGNAL: u32 = 0x100;
+
 /// `struct stat`.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]

@@ -53,6 +53,8 @@ numbers! {
     WRITEV = 66 "writev";
     PREAD64 = 67 "pread64";
     PWRITE64 = 68 "pwrite64";
+    PREADV = 69 "preadv";
+    PWRITEV = 70 "pwritev";
     PPOLL = 73 "ppoll";
     READLINKAT = 78 "readlinkat";
     NEWFSTATAT = 79 "newfstatat";
@@ -155,6 +157,8 @@ numbers! {
     USERFAULTFD = 282 "userfaultfd";
     MEMBARRIER = 283 "membarrier";
     MLOCK2 = 284 "mlock2";
+    PREADV2 = 286 "preadv2";
+    PWRITEV2 = 287 "pwritev2";
     STATX = 291 "statx";
     RSEQ = 293 "rseq";
     PIDFD_SEND_SIGNAL = 424 "pidfd_send_signal";

@@ -425,7 +425,10 @@ impl Random {
                 let end = self.number();
                 (set(&[if self.below(2) == 0 { 0 } else { end }]), BRK)
             }
-            58..62 => (set(&[self.number() | 4, self.pointer(), self.bytes()]), self.of(&[WRITE, WRITEV, READ, READV])),
+            58..62 => (
+                set(&[self.number() | 4, self.pointer(), self.bytes()]),
+                self.of(&[WRITE, WRITEV, READ, READV, PREADV, PWRITEV]),
+            ),
             // To the console, but there is never anything there that could be written.
             62 => (set(&[1, self.next() | 0xffff << 48, self.number()]), self.of(&[WRITE, WRITEV])),
             // To wait would take time: FUTEX_WAKE is 1, and what is odd waits for nothing.

@@ -17,7 +17,7 @@ use granule_runner::serial::Limit;
 use super::{SESSION_LIMIT, files};
 
 /// Programs of target tests, as they run at the monitor.
-const PROGRAMS: [&str; 41] = [
+const PROGRAMS: [&str; 42] = [
     "run accounts",
     "run scan",
     "run names",
@@ -35,6 +35,7 @@ const PROGRAMS: [&str; 41] = [
     "run timers",
     "run lifecycle rounds 10",
     "run threads",
+    "run transfers",
     "run signals",
     "run frames",
     "run tasks",

@@ -8,7 +8,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use granule_abi::file::{
     FASYNC, O_ACCMODE, O_APPEND, O_CREAT, O_DIRECT, O_DIRECTORY, O_DSYNC, O_EXCL, O_LARGEFILE, O_NOATIME, O_NOCTTY,
     O_NOFOLLOW, O_NONBLOCK, O_PATH, O_RDONLY, O_RDWR, O_SYNC, O_TMPFILE, O_TRUNC, O_WRONLY, POLLERR, POLLIN, POLLOUT,
-    POLLRDNORM, POLLWRNORM, S_IFREG, SEEK_CUR, SEEK_DATA, SEEK_END, SEEK_HOLE, SEEK_SET,
+    POLLRDNORM, POLLWRNORM, RWF_APPEND, RWF_DSYNC, RWF_HIPRI, RWF_NOAPPEND, RWF_NOSIGNAL, RWF_NOWAIT, RWF_SYNC,
+    S_IFREG, SEEK_CUR, SEEK_DATA, SEEK_END, SEEK_HOLE, SEEK_SET,
 };
 use spin::Once;
 
@@ -129,6 +130,9 @@ pub struct PollState<'f> {
 
 /// The longest file: an offset has 63 bits.
 const LARGEST: u64 = i64::MAX as u64;
+
+/// A flag of one write, beside those of `O_`: no SIGPIPE.
+pub const NO_SIGNAL: u32 = 1 << 31;
 
 /// How a file is opened.
 #[derive(Clone, Copy)]
@@ -323,6 +327,11 @@ pub fn checked(flags: u32) -> Result<u32, Errno> {
 /// `EINVAL`.
 pub fn check_end(at: u64, bytes: u64) -> Result<(), Errno> {
     if at.checked_add(bytes).is_none_or(|end| end > LARGEST) { Err(Errno::EINVAL) } else { Ok(()) }
+}
+
+/// The effect of a read or write with these flags that has to wait.
+pub const fn if_not_ready(flags: u32) -> IfNotReady {
+    if flags & O_NONBLOCK == 0 { IfNotReady::Wait } else { IfNotReady::Fail }
 }
 
 /// The source of a read from a position on.
@@ -624,14 +633,36 @@ impl OpenFile {
         self.position.store(to, Ordering::Relaxed);
     }
 
-    /// Whether each write is at the end.
-    pub fn appends(&self) -> bool {
-        self.flags() & O_APPEND != 0
+    /// The flags for a read, or a write (`writes`), that has flags of its own, bits of `RWF_`: its `O_` and
+    /// [`NO_SIGNAL`]. No lock is taken.
+    ///
+    /// # Errors
+    /// `ENOTSUP`: Linux's file of this kind does not support one of them. `EINVAL`: they exclude each other.
+    pub fn flags_of_call(&self, asked: u32, writes: bool) -> Result<u32, Errno> {
+        const ALL: u32 = RWF_HIPRI | RWF_DSYNC | RWF_SYNC | RWF_NOWAIT | RWF_APPEND | RWF_NOAPPEND | RWF_NOSIGNAL;
+        let is_full = self.kernel_device() == Some(KernelDevice::Full);
+        let known = match &self.kind {
+            Kind::Proc(_) | Kind::ProcDirectory(_) => RWF_HIPRI,
+            Kind::Event(_) if writes => RWF_HIPRI,
+            Kind::Node(node) if node.is_directory() || is_full && writes => RWF_HIPRI,
+            Kind::Node(node) if is_full || Regular::of(node).is_some() => ALL & !RWF_NOWAIT,
+            Kind::Console => ALL & !RWF_NOWAIT,
+            _ => ALL,
+        };
+        if asked & !known != 0 {
+            return Err(Errno::ENOTSUP);
+        }
+        if asked & RWF_APPEND != 0 && asked & RWF_NOAPPEND != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let with = |asked_for: u32, flag| if asked & asked_for != 0 { flag } else { 0 };
+        let added = with(RWF_NOWAIT, O_NONBLOCK) | with(RWF_APPEND, O_APPEND) | with(RWF_NOSIGNAL, NO_SIGNAL);
+        Ok(self.flags() & !with(RWF_NOAPPEND, O_APPEND) | added)
     }
 
-    /// The effect of a read or write that has to wait.
+    /// The effect of a wait for the file.
     pub fn if_not_ready(&self) -> IfNotReady {
-        if self.flags() & O_NONBLOCK == 0 { IfNotReady::Wait } else { IfNotReady::Fail }
+        if_not_ready(self.flags())
     }
 
     /// Up to `bytes` bytes from the position on, and the position, which is moved after them; no more than `most`. Two

@@ -3,7 +3,7 @@
 use granule_abi::file::{
     AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, F_ADD_SEALS, F_DUPFD, F_DUPFD_CLOEXEC, F_GET_SEALS, F_GETFD, F_GETFL,
     F_GETLK, F_GETPIPE_SZ, F_OFD_GETLK, F_OFD_SETLKW, F_SETFD, F_SETFL, F_SETLKW, F_SETPIPE_SZ, FD_CLOEXEC, FIOCLEX,
-    FIONBIO, FIONCLEX, FIONREAD, O_CLOEXEC, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_PATH,
+    FIONBIO, FIONCLEX, FIONREAD, O_APPEND, O_CLOEXEC, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_PATH,
 };
 use granule_abi::limits::{RLIMIT_FSIZE, RLIMIT_NOFILE};
 use granule_abi::process::IoVec;
@@ -53,19 +53,19 @@ pub(super) fn write(call: &mut Syscall<'_>) -> Answer {
     file.check_writable()?;
     file.check_has_bytes()?;
     let from = UserBytes::of_call(call)?;
-    drain(call, &file, from.left.min(MOST_AT_ONCE), from)
+    drain(call, &file, file.flags(), from.left.min(MOST_AT_ONCE), from)
 }
 
-/// Writes where the file is on.
-fn drain(call: &Syscall<'_>, file: &OpenFile, bytes: u64, mut from: UserBytes) -> Answer {
+/// Writes where the file is on, with these flags.
+fn drain(call: &Syscall<'_>, file: &OpenFile, flags: u32, bytes: u64, mut from: UserBytes) -> Answer {
     if let Some(device) = file.kernel_device() {
         return streams::write_device(call, device, bytes, &mut from);
     }
     match file.kind() {
         Kind::Node(_) => {}
-        Kind::Pipe(end) => return streams::write_pipe(call, file, end, bytes, &mut from),
+        Kind::Pipe(end) => return streams::write_pipe(call, flags, end, bytes, &mut from),
         Kind::Timer(_) => return Err(Errno::EINVAL),
-        Kind::Event(counter) => return streams::write_event(file, counter, bytes, &mut from),
+        Kind::Event(counter) => return streams::write_event(flags, counter, bytes, &mut from),
         Kind::Proc(contents) => {
             let (written, end) = streams::write_proc(call, contents, file.position(), bytes, &mut from)?;
             file.set_position(end);
@@ -77,7 +77,7 @@ fn drain(call: &Syscall<'_>, file: &OpenFile, bytes: u64, mut from: UserBytes) -
         return Ok(0);
     }
     file.check_end(bytes)?;
-    if file.appends() {
+    if flags & O_APPEND != 0 {
         let (end, written) = write_to(call, file, WriteAt::End, bytes, from)?;
         file.set_position(end);
         return Ok(written);
@@ -163,26 +163,31 @@ pub(super) fn read(call: &mut Syscall<'_>) -> Answer {
     let file = file(call, call.argument::<0>())?;
     file.check_has_bytes_to_read()?;
     let to = UserBytes::of_call(call)?;
-    fill(call, &file, to.left, to)
+    fill(call, &file, file.flags(), to.left, to)
 }
 
 pub(super) fn pread64(call: &mut Syscall<'_>) -> Answer {
     let (file, position) = at_position(call)?;
     file.check_has_bytes_to_read()?;
-    let mut to = UserBytes::of_call(call)?;
+    let to = UserBytes::of_call(call)?;
+    fill_from(call, &file, position, to.left, to)
+}
+
+/// Reads from `position` on.
+fn fill_from(call: &Syscall<'_>, file: &OpenFile, position: u64, bytes: u64, mut to: UserBytes) -> Answer {
     if let Kind::Proc(contents) = file.kind() {
-        let most = to.left.min(MOST_AT_ONCE);
+        let most = bytes.min(MOST_AT_ONCE);
         return streams::read_proc(call, contents, position, most, &mut to).map(|(read, _)| read);
     }
     if file.kernel_device().is_some_and(KernelDevice::is_random) {
-        open::check_end(position, to.left)?;
-        return fill_random(call, to.left.min(MOST_AT_ONCE), &mut to);
+        open::check_end(position, bytes)?;
+        return fill_random(call, bytes.min(MOST_AT_ONCE), &mut to);
     }
-    store(call, file.contents_at(position, to.left, MOST_AT_ONCE)?, to)
+    store(call, file.contents_at(position, bytes, MOST_AT_ONCE)?, to)
 }
 
-/// Reads from where the file is on.
-fn fill(call: &Syscall<'_>, file: &OpenFile, bytes: u64, mut to: UserBytes) -> Answer {
+/// Reads from where the file is on, with these flags.
+fn fill(call: &Syscall<'_>, file: &OpenFile, flags: u32, bytes: u64, mut to: UserBytes) -> Answer {
     let most = bytes.min(MOST_AT_ONCE);
     match file.kernel_device() {
         Some(device) if device.is_random() => return fill_random(call, most, &mut to),
@@ -191,11 +196,11 @@ fn fill(call: &Syscall<'_>, file: &OpenFile, bytes: u64, mut to: UserBytes) -> A
         None => {}
     }
     match file.kind() {
-        Kind::Console => return input(file, reader(call), most, &mut to),
-        Kind::Pipe(end) => return streams::read_pipe(file, end, most, &mut to),
-        Kind::Event(counter) => return streams::read_count(most, &mut to, || counter.read(file.if_not_ready())),
-        Kind::Timer(timer) => return streams::read_count(most, &mut to, || timer.read(file.if_not_ready())),
-        Kind::Userfault(pager) => return userfault::read(call, file, pager, bytes, &mut to),
+        Kind::Console => return input(flags, reader(call), most, &mut to),
+        Kind::Pipe(end) => return streams::read_pipe(flags, end, most, &mut to),
+        Kind::Event(counter) => return streams::read_count(most, &mut to, || counter.read(open::if_not_ready(flags))),
+        Kind::Timer(timer) => return streams::read_count(most, &mut to, || timer.read(open::if_not_ready(flags))),
+        Kind::Userfault(pager) => return userfault::read(call, flags, pager, bytes, &mut to),
         Kind::Proc(contents) => {
             let (read, end) = streams::read_proc(call, contents, file.position(), most, &mut to)?;
             file.set_position(end);
@@ -236,13 +241,21 @@ fn store(call: &Syscall<'_>, mut contents: Contents<'_>, mut to: UserBytes) -> A
 
 pub(super) fn pwrite64(call: &mut Syscall<'_>) -> Answer {
     let (file, position) = at_position(call)?;
+    check_writable_at(&file)?;
+    let from = UserBytes::of_call(call)?;
+    drain_to(call, &file, file.flags(), position, from.left.min(MOST_AT_ONCE), from)
+}
+
+fn check_writable_at(file: &OpenFile) -> Result<(), Errno> {
     if matches!(file.kind(), Kind::Proc(ProcContents::Records(..))) {
         return Err(Errno::ESPIPE);
     }
     file.check_writable()?;
-    file.check_has_bytes()?;
-    let mut from = UserBytes::of_call(call)?;
-    let bytes = from.left.min(MOST_AT_ONCE);
+    file.check_has_bytes()
+}
+
+/// Writes from `position` on, with these flags.
+fn drain_to(call: &Syscall<'_>, file: &OpenFile, flags: u32, position: u64, bytes: u64, mut from: UserBytes) -> Answer {
     if let Kind::Proc(contents) = file.kind() {
         return streams::write_proc(call, contents, position, bytes, &mut from).map(|(written, _)| written);
     }
@@ -255,8 +268,8 @@ pub(super) fn pwrite64(call: &mut Syscall<'_>) -> Answer {
     }
     open::check_end(position, bytes)?;
     // As on Linux, wherever the caller says.
-    let at = if file.appends() { WriteAt::End } else { WriteAt::Byte(position) };
-    write_to(call, &file, at, bytes, from).map(|(_, written)| written)
+    let at = if flags & O_APPEND != 0 { WriteAt::End } else { WriteAt::Byte(position) };
+    write_to(call, file, at, bytes, from).map(|(_, written)| written)
 }
 
 /// The file and the position of a read or write that says where.
@@ -449,12 +462,55 @@ fn check_range(start: VirtAddr, bytes: u64) -> Result<(), Errno> {
 }
 
 pub(super) fn writev(call: &mut Syscall<'_>) -> Answer {
-    let file = file(call, call.argument::<0>())?;
-    file.check_writable()?;
-    file.check_has_bytes()?;
-    match check_pieces(call)? {
-        0 => Ok(0),
-        bytes => drain(call, &file, bytes.min(MOST_AT_ONCE), UserBytes::of_pieces(call)),
+    write_list(call, ListPlace::OfFile, 0)
+}
+
+pub(super) fn pwritev(call: &mut Syscall<'_>) -> Answer {
+    write_list(call, ListPlace::OfCall, 0)
+}
+
+pub(super) fn pwritev2(call: &mut Syscall<'_>) -> Answer {
+    write_list(call, ListPlace::of(call), call.argument::<5>() as u32)
+}
+
+/// Where a list of pieces is read or written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ListPlace {
+    /// Where the file is on.
+    OfFile,
+    /// At the position that the call has.
+    OfCall,
+}
+
+impl ListPlace {
+    /// Of a call with flags, for which −1 is where the file is on.
+    const fn of(call: &Syscall<'_>) -> Self {
+        if call.argument::<3>() == u64::MAX { Self::OfFile } else { Self::OfCall }
+    }
+
+    /// The file of a call, and the position if it has one.
+    fn file(self, call: &Syscall<'_>) -> Result<(FileRef, Option<u64>), Errno> {
+        match self {
+            Self::OfFile => file(call, call.argument::<0>()).map(|file| (file, None)),
+            Self::OfCall => at_position(call).map(|(file, position)| (file, Some(position))),
+        }
+    }
+}
+
+fn write_list(call: &Syscall<'_>, place: ListPlace, asked: u32) -> Answer {
+    let (file, position) = place.file(call)?;
+    match position {
+        None => file.check_writable().and_then(|()| file.check_has_bytes()),
+        Some(_) => check_writable_at(&file),
+    }?;
+    let bytes = check_pieces(call)?.min(MOST_AT_ONCE);
+    if bytes == 0 {
+        return Ok(0);
+    }
+    let (flags, from) = (file.flags_of_call(asked, true)?, UserBytes::of_pieces(call));
+    match position {
+        None => drain(call, &file, flags, bytes, from),
+        Some(position) => drain_to(call, &file, flags, position, bytes, from),
     }
 }
 
@@ -586,11 +642,28 @@ impl UserBytes {
 }
 
 pub(super) fn readv(call: &mut Syscall<'_>) -> Answer {
-    let file = file(call, call.argument::<0>())?;
+    read_list(call, ListPlace::OfFile, 0)
+}
+
+pub(super) fn preadv(call: &mut Syscall<'_>) -> Answer {
+    read_list(call, ListPlace::OfCall, 0)
+}
+
+pub(super) fn preadv2(call: &mut Syscall<'_>) -> Answer {
+    read_list(call, ListPlace::of(call), call.argument::<5>() as u32)
+}
+
+fn read_list(call: &Syscall<'_>, place: ListPlace, asked: u32) -> Answer {
+    let (file, position) = place.file(call)?;
     file.check_has_bytes_to_read()?;
-    match check_pieces(call)? {
-        0 => Ok(0),
-        bytes => fill(call, &file, bytes, UserBytes::of_pieces(call)),
+    let bytes = check_pieces(call)?;
+    if bytes == 0 {
+        return Ok(0);
+    }
+    let (flags, to) = (file.flags_of_call(asked, false)?, UserBytes::of_pieces(call));
+    match position {
+        None => fill(call, &file, flags, bytes, to),
+        Some(position) => fill_from(call, &file, position, bytes, to),
     }
 }
 
@@ -634,12 +707,12 @@ pub(super) fn reader(call: &Syscall<'_>) -> console::Reader {
 
 /// Waits for input, and reads what is available. A program in the background waits until it is in the foreground: Linux
 /// would stop it by SIGTTIN, and its read would begin anew after the SIGCONT of a shell that brings it there.
-fn input(file: &OpenFile, reader: console::Reader, bytes: u64, to: &mut UserBytes) -> Answer {
+fn input(flags: u32, reader: console::Reader, bytes: u64, to: &mut UserBytes) -> Answer {
     if bytes == 0 {
         return Ok(0);
     }
     let mut done = 0;
-    let mut next = Some(first_byte(file, reader)?);
+    let mut next = Some(first_byte(flags, reader)?);
     while let Some(byte) = next {
         if to.store(&[byte]) == 0 {
             return if done == 0 { Err(Errno::EFAULT) } else { Ok(done) };
@@ -655,8 +728,8 @@ fn input(file: &OpenFile, reader: console::Reader, bytes: u64, to: &mut UserByte
 ///
 /// # Errors
 /// `ERESTARTSYS`, `EAGAIN`.
-fn first_byte(file: &OpenFile, reader: console::Reader) -> Result<u8, Errno> {
-    match file.if_not_ready() {
+fn first_byte(flags: u32, reader: console::Reader) -> Result<u8, Errno> {
+    match open::if_not_ready(flags) {
         IfNotReady::Wait => console::wait_for_byte(reader).ok_or(Errno::ERESTARTSYS),
         IfNotReady::Fail => console::try_read_byte(reader).ok_or(Errno::EAGAIN),
     }

@@ -15,7 +15,7 @@ use super::{Answer, Syscall, userfault};
 use crate::linux::errno::Errno;
 use crate::linux::file::device::KernelDevice;
 use crate::linux::file::event::EventCounter;
-use crate::linux::file::open::{FileRef, Kind, OpenFile};
+use crate::linux::file::open::{FileRef, Kind, NO_SIGNAL, OpenFile, if_not_ready};
 use crate::linux::file::pipe::{self, PipeAccess, PipeEnd};
 use crate::linux::file::proc::{self, ProcContents, ProcSubject};
 use crate::linux::file::records::Record;
@@ -65,25 +65,19 @@ pub(super) fn add(call: &Syscall<'_>, file: FileRef, on_exec: OnExec) -> Answer 
     call.task.files().add(file, 0, most_files(call), on_exec).map(u64::from)
 }
 
-fn access(file: &OpenFile, bytes: u64) -> PipeAccess {
-    PipeAccess { bytes, if_not_ready: file.if_not_ready(), is_packets: file.flags() & O_DIRECT != 0 }
+fn access(flags: u32, bytes: u64) -> PipeAccess {
+    PipeAccess { bytes, if_not_ready: if_not_ready(flags), is_packets: flags & O_DIRECT != 0 }
 }
 
 #[inline(never)]
-pub(super) fn read_pipe(file: &OpenFile, end: &PipeEnd, bytes: u64, to: &mut UserBytes) -> Answer {
-    end.read(access(file, bytes), &mut |piece| to.store(piece))
+pub(super) fn read_pipe(flags: u32, end: &PipeEnd, bytes: u64, to: &mut UserBytes) -> Answer {
+    end.read(access(flags, bytes), &mut |piece| to.store(piece))
 }
 
 #[inline(never)]
-pub(super) fn write_pipe(
-    call: &Syscall<'_>,
-    file: &OpenFile,
-    end: &PipeEnd,
-    bytes: u64,
-    from: &mut UserBytes,
-) -> Answer {
-    let (written, outcome) = end.write(access(file, bytes), &mut |piece| from.copy_up_to(piece));
-    if outcome == Err(Errno::EPIPE) {
+pub(super) fn write_pipe(call: &Syscall<'_>, flags: u32, end: &PipeEnd, bytes: u64, from: &mut UserBytes) -> Answer {
+    let (written, outcome) = end.write(access(flags, bytes), &mut |piece| from.copy_up_to(piece));
+    if outcome == Err(Errno::EPIPE) && flags & NO_SIGNAL == 0 {
         send_self(call, SIGPIPE)?;
     }
     if written != 0 {
@@ -106,10 +100,10 @@ pub(super) fn read_count(bytes: u64, to: &mut UserBytes, read: impl FnOnce() -> 
 
 /// Each piece is a write of its own, as on Linux, and has the size of a count.
 #[inline(never)]
-pub(super) fn write_event(file: &OpenFile, counter: &EventCounter, bytes: u64, from: &mut UserBytes) -> Answer {
+pub(super) fn write_event(flags: u32, counter: &EventCounter, bytes: u64, from: &mut UserBytes) -> Answer {
     let mut done = 0;
     let outcome = loop {
-        if let Err(error) = write_count(file, counter, bytes - done, from) {
+        if let Err(error) = write_count(flags, counter, bytes - done, from) {
             break Err(error);
         }
         done += COUNT;
@@ -121,7 +115,7 @@ pub(super) fn write_event(file: &OpenFile, counter: &EventCounter, bytes: u64, f
 }
 
 /// Adds the count that the next piece is; there are `left` bytes in all.
-fn write_count(file: &OpenFile, counter: &EventCounter, left: u64, from: &mut UserBytes) -> Result<(), Errno> {
+fn write_count(flags: u32, counter: &EventCounter, left: u64, from: &mut UserBytes) -> Result<(), Errno> {
     if left < COUNT {
         return Err(Errno::EINVAL);
     }
@@ -133,7 +127,7 @@ fn write_count(file: &OpenFile, counter: &EventCounter, left: u64, from: &mut Us
     if from.copy_up_to(&mut count) < count.len() {
         return Err(Errno::EFAULT);
     }
-    counter.write(u64::from_le_bytes(count), file.if_not_ready())
+    counter.write(u64::from_le_bytes(count), if_not_ready(flags))
 }
 
 /// Writes to a device of the kernel's own. Only what is to be mixed into random numbers is read.

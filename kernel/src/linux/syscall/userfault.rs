@@ -15,7 +15,7 @@ use granule_arch::addr::{PAGE, VirtAddr};
 use super::io::{UserBytes, most_files};
 use super::{Answer, Syscall, read_quads, write_quads};
 use crate::linux::errno::Errno;
-use crate::linux::file::open::{Kind, OpenFile};
+use crate::linux::file::open::{Kind, OpenFile, if_not_ready};
 use crate::linux::file::table::OnExec;
 use crate::linux::file::userfaultfd::UserfaultFile;
 use crate::mm::counted::Counted;
@@ -84,13 +84,13 @@ fn add(call: &Syscall<'_>, pager: Counted<Userfaultfd>, flags: u32) -> Answer {
 
 /// Reads as many messages as `bytes` has room for: waits for the first, if the file is waited for.
 #[cold]
-pub(super) fn read(call: &Syscall<'_>, file: &OpenFile, pager: &Userfaultfd, bytes: u64, to: &mut UserBytes) -> Answer {
+pub(super) fn read(call: &Syscall<'_>, flags: u32, pager: &Userfaultfd, bytes: u64, to: &mut UserBytes) -> Answer {
     if !pager.is_agreed() {
         return Err(Errno::EINVAL);
     }
     let mut done = 0;
     while bytes - done >= MESSAGE {
-        let reading = match pager.read(if done == 0 { file.if_not_ready() } else { IfNotReady::Fail }) {
+        let reading = match pager.read(if done == 0 { if_not_ready(flags) } else { IfNotReady::Fail }) {
             Ok(reading) => reading,
             Err(_) if done != 0 => return Ok(done),
             Err(ReadError::NotAgreed) => return Err(Errno::EINVAL),

@@ -13,7 +13,7 @@ use granule_runner::differences::{DIFFERENCES, Difference};
 use super::kernels::Kernels;
 
 /// Programs that compare each answer with Linux's, or whose end tells that all was as they expect.
-const PROGRAMS: [&str; 32] = [
+const PROGRAMS: [&str; 33] = [
     "accounts",
     "advice race",
     "bti exec",
@@ -45,6 +45,7 @@ const PROGRAMS: [&str; 32] = [
     "tasks",
     "threads",
     "timers",
+    "transfers",
     "userfault",
 ];
 
