@@ -8,8 +8,8 @@
 //!   descriptor above is a table's or empty;
 //! - tables are linked at any time, by compare-exchange, so that several CPUs may need the same one; the owner links one
 //!   in place of a block under that lock;
-//! - tables are unlinked only by an owner that excludes all other users ([`PageTables::unlink_tables`]), so a table
-//!   that was found stays.
+//! - tables are unlinked only by an owner that excludes all other users ([`PageTables::unlink_tables`], or to put a
+//!   block there), so a table that was found stays.
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, bits};

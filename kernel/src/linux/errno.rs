@@ -33,7 +33,7 @@ impl From<SpaceError> for Errno {
             SpaceError::NotPermitted => Self::EPERM,
             SpaceError::NotAllowed => Self::EACCES,
             SpaceError::NoMemoryFile => Self::ENODEV,
-            SpaceError::Locked => Self::EBUSY,
+            SpaceError::Locked | SpaceError::Missing => Self::EBUSY,
             SpaceError::InUse => Self::EEXIST,
             SpaceError::NoRecords => Self::EAGAIN,
             SpaceError::Interrupted => Self::EINTR,

@@ -66,6 +66,8 @@ pub const MADV_COLD: u64 = 20;
 pub const MADV_PAGEOUT: u64 = 21;
 /// madvise: as `MADV_DONTNEED`, locked pages too.
 pub const MADV_DONTNEED_LOCKED: u64 = 24;
+/// madvise: makes blocks of 2 MiB of the pages that are there.
+pub const MADV_COLLAPSE: u64 = 25;
 /// madvise: a child does not have the area.
 pub const MADV_DONTFORK: u64 = 10;
 /// madvise: bring 2 MiB at once where they can be.

@@ -6,13 +6,14 @@
 use core::cell::Cell;
 
 use granule_abi::memory::{
-    MADV_COLD, MADV_DODUMP, MADV_DOFORK, MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE,
-    MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_HUGEPAGE, MADV_KEEPONFORK, MADV_NOHUGEPAGE, MADV_NORMAL, MADV_PAGEOUT,
-    MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_RANDOM, MADV_REMOVE, MADV_SEQUENTIAL, MADV_WILLNEED, MADV_WIPEONFORK,
-    MAP_ANONYMOUS, MAP_DENYWRITE, MAP_DROPPABLE, MAP_EXECUTABLE, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN,
-    MAP_HUGETLB, MAP_LOCKED, MAP_NONBLOCK, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE,
-    MAP_STACK, MAP_TYPE, MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, MLOCK_ONFAULT, MREMAP_DONTUNMAP, MREMAP_FIXED,
-    MREMAP_MAYMOVE, MS_ASYNC, MS_INVALIDATE, MS_SYNC, PROT_BTI, PROT_EXEC, PROT_MTE, PROT_READ, PROT_WRITE,
+    MADV_COLD, MADV_COLLAPSE, MADV_DODUMP, MADV_DOFORK, MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED,
+    MADV_DONTNEED_LOCKED, MADV_FREE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_HUGEPAGE, MADV_KEEPONFORK,
+    MADV_NOHUGEPAGE, MADV_NORMAL, MADV_PAGEOUT, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_RANDOM, MADV_REMOVE,
+    MADV_SEQUENTIAL, MADV_WILLNEED, MADV_WIPEONFORK, MAP_ANONYMOUS, MAP_DENYWRITE, MAP_DROPPABLE, MAP_EXECUTABLE,
+    MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_LOCKED, MAP_NONBLOCK, MAP_NORESERVE, MAP_POPULATE,
+    MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, MAP_STACK, MAP_TYPE, MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT,
+    MLOCK_ONFAULT, MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, MS_ASYNC, MS_INVALIDATE, MS_SYNC, PROT_BTI,
+    PROT_EXEC, PROT_MTE, PROT_READ, PROT_WRITE,
 };
 use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::Protection;
@@ -325,7 +326,7 @@ pub(super) fn process_madvise(call: &mut Syscall<'_>) -> Answer {
     let space = pidfd::space(call)?;
     let is_own = core::ptr::eq(&raw const *space, call.task.space());
     // Another program would be surprised by the others.
-    if !is_own && !matches!(u64::from(advice as u32), MADV_COLD | MADV_PAGEOUT | MADV_WILLNEED) {
+    if !is_own && !matches!(u64::from(advice as u32), MADV_COLD | MADV_COLLAPSE | MADV_PAGEOUT | MADV_WILLNEED) {
         return Err(Errno::EINVAL);
     }
     // One that does not exist is refused where there are no pieces too.
@@ -372,6 +373,7 @@ fn advise(call: &Syscall<'_>, space: &Space, address: VirtAddr, bytes: u64, advi
         MADV_KEEPONFORK => space.madvise_areas(cpu, start, bytes, AreaAdvice::KeepOnFork)?,
         MADV_HUGEPAGE => space.madvise_areas(cpu, start, bytes, AreaAdvice::HugePage)?,
         MADV_NOHUGEPAGE => space.madvise_areas(cpu, start, bytes, AreaAdvice::NoHugePage)?,
+        MADV_COLLAPSE => space.madvise_collapse(cpu, start, bytes, &is_killed)?,
         MADV_POPULATE_READ => space.madvise_populate(cpu, start, bytes, Access::Read, &is_killed)?,
         MADV_POPULATE_WRITE => space.madvise_populate(cpu, start, bytes, Access::Write, &is_killed)?,
         MADV_GUARD_INSTALL => space.madvise_guard(cpu, start, bytes, &is_killed)?,

@@ -85,7 +85,7 @@ impl AreaFlags {
     pub(super) const LOCKED_ON_FAULT: Self = Self(1 << 5);
     /// Blocks are wanted (Linux: `VM_HUGEPAGE`).
     pub(super) const BLOCKS: Self = Self(1 << 6);
-    /// Blocks are not wanted, which is the same here as nothing (Linux: `VM_NOHUGEPAGE`).
+    /// Blocks are not wanted, and a [collapse](Space::madvise_collapse) is refused (Linux: `VM_NOHUGEPAGE`).
     pub(super) const NO_BLOCKS: Self = Self(1 << 7);
     /// Its page is [registers](super::device), and no memory.
     pub(super) const REGISTERS: Self = Self(1 << 8);

@@ -22,6 +22,7 @@
 
 #![allow(unsafe_code, reason = "tables that are deposited, in no tree yet")]
 
+mod collapse;
 mod fault;
 mod migrate;
 mod remap;

@@ -58,6 +58,9 @@ pub enum SpaceError {
     /// Pages are locked.
     #[error("pages are locked")]
     Locked,
+    /// A page is missing that a userfaultfd is asked for.
+    #[error("a page is missing that a userfaultfd is asked for")]
+    Missing,
     /// There are too many areas: advice that needs more is not taken.
     #[error("too many areas")]
     NoRecords,

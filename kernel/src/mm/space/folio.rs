@@ -12,7 +12,7 @@
 
 use granule_arch::addr::{PAGE, PAGE_SIZE, PhysAddr};
 use granule_arch::descriptor::Protection;
-use granule_arch::mte;
+use granule_arch::{memory, mte};
 
 use super::spaces::Spaces;
 use super::table_lock::TableGuard;
@@ -235,9 +235,39 @@ impl<'s> Folio<'s> {
         }
         Ok(())
     }
+
+    /// Fills a new block, with scheduling points, with the contents of frames that hold still, and with zeros for those
+    /// that there are none of; and with their tags or zero ones if it `has_tags`, for which storage is reserved.
+    #[inline(never)]
+    pub(super) fn fill_from(self, frames: impl Iterator<Item = Option<PhysAddr>>, has_tags: bool) {
+        debug_assert!(!has_tags || !self.lacks_tag_storage(), "tags of {} without storage", self.first);
+        let tags = if has_tags { FolioTags::Some } else { FolioTags::None };
+        for (index, from) in (0..).zip(frames) {
+            let to = self.first + index * PAGE;
+            match from {
+                Some(from) => self.spaces.copy_frame(from, to, tags),
+                None => self.spaces.zero_frame(to, tags),
+            }
+            if index % COPIED == COPIED - 1 {
+                relax();
+            }
+        }
+        if has_tags {
+            self.record().note_tags();
+        }
+    }
 }
 
 impl Spaces {
+    /// Zeroes a new frame, and its tags unless they are [`FolioTags::None`].
+    fn zero_frame(&self, frame: PhysAddr, tags: FolioTags) {
+        // SAFETY: the linear map has the frame, writable, and it has no other user.
+        unsafe { memory::zero_page(self.frames.linear().address(frame)) };
+        if tags != FolioTags::None {
+            self.zero_tags_of(frame);
+        }
+    }
+
     /// Copies a frame to a new one, of folios of which the first has `tags`.
     #[inline(always)]
     fn copy_frame(&self, from: PhysAddr, to: PhysAddr, tags: FolioTags) {

@@ -3,6 +3,7 @@
 
 #![allow(unsafe_code, reason = "the contents of frames by their linear addresses")]
 
+mod collapse;
 mod pressure;
 mod shared;
 
@@ -401,7 +402,7 @@ impl Sequence<'_> {
     fn step(&mut self) {
         let chosen = self.numbers.below(self.spaces.len() as u64) as usize;
         let (start, count) = self.range();
-        let (kind, value) = (self.numbers.below(15), 1 + self.numbers.below(255) as u8);
+        let (kind, value) = (self.numbers.below(16), 1 + self.numbers.below(255) as u8);
         let (rig, numbers, most) = (self.rig, &mut self.numbers, self.spaces.len());
         let (space, expected) = &mut self.spaces[chosen];
         let (at, bytes) = (page(start), count * PAGE);
@@ -460,6 +461,7 @@ impl Sequence<'_> {
             }
             13 if most > 1 => drop(self.spaces.swap_remove(chosen)),
             14 => _ = rig.migrate(&rig.cpu, space, at),
+            15 => _ = space.madvise_collapse(&rig.cpu, at, bytes, &|| false),
             _ => {}
         }
     }

@@ -785,5 +785,6 @@ meetings! {
     private forked shared file private_file rom guarded locked droppable stack registers tagged
     missing protected protected_file minor_file tracked sigbus
     groups groups_live groups_forked groups_protected
+    many many_forked many_protected many_missing
     blocks blocks_live blocks_forked blocks_shared blocks_shared_live blocks_protected blocks_tracked
 }

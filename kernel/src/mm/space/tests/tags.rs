@@ -274,3 +274,29 @@ fn registers_have_no_tags() {
     let executable = TAGGED.and(Protection::EXECUTE);
     assert_eq!(space.mprotect_within(at, PAGE, executable, || SpaceLimits::NONE), Err(SpaceError::NotAllowed));
 }
+
+/// In a block all pages have tags, those of zero too that were not there.
+#[test]
+fn pages_that_become_a_block_keep_their_tags() {
+    let rig = Rig::new(16);
+    dirty_free_frames(&rig);
+    let space = rig.space();
+    let request = MapRequest { placement: Placement::Fixed(BLOCK), protection: TAGGED, ..private(512) };
+    space.mmap(&rig.cpu, &request).unwrap();
+    for page in [0, 7, 511] {
+        rig.write(&space, BLOCK + page * PAGE, 1);
+        set(&rig, &space, BLOCK + page * PAGE + 16, 5);
+    }
+    let child = space.fork(&rig.cpu).unwrap();
+    space.madvise_collapse(&rig.cpu, BLOCK, BLOCK_SIZE, &|| false).unwrap();
+    assert!(space.block_entry(BLOCK).is_some() && is_checked(&space, BLOCK));
+    for page in [0, 7, 511] {
+        let tags = [0, 16, 32].map(|offset| tag(&rig, &space, BLOCK + page * PAGE + offset));
+        assert_eq!((page, tags), (page, [0, 5, 0]));
+        assert_eq!(tag(&rig, &child, BLOCK + page * PAGE + 16), 5);
+    }
+    [1, 8, 510].into_iter().for_each(|page| assert_untagged(&rig, &space, BLOCK + page * PAGE));
+    // Divided, each page has its own.
+    space.munmap(&rig.cpu, BLOCK + 7 * PAGE, PAGE).unwrap();
+    assert_eq!([0, 511].map(|page| tag(&rig, &space, BLOCK + page * PAGE + 16)), [5, 5]);
+}

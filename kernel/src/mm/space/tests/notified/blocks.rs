@@ -73,6 +73,21 @@ fn a_block_is_invalidated_as_one() {
     );
 }
 
+/// The table is out of walk caches before its pages are copied, and the contents come before the block.
+#[test]
+fn pages_are_invalidated_before_they_become_a_block() {
+    for (features, tlbi) in [(&[][..], "aside1is"), (&[branch::TLB_RANGE, branch::TLB_LEVEL], "rvae1is 0..512")] {
+        let expected = format!(
+            "start clear 0..512, write, dsb ishst, {tlbi}, tlbs 0..512, range 0..512, dsb ish, dmb, write, \
+             end clear 0..512"
+        );
+        let stage = stage();
+        stage.space.madvise_dontneed(&stage.rig.cpu, stage.page(3), PAGE).unwrap();
+        let collapse = || stage.space.madvise_collapse(&stage.rig.cpu, stage.start, BLOCK_SIZE, &|| false).unwrap();
+        assert_eq!(host::with(features, || stage.story(collapse)), expected);
+    }
+}
+
 /// A store to what was shared: all of it is upgraded, or replaced.
 #[test]
 fn a_store_upgrades_or_replaces_all_of_a_block() {

@@ -291,6 +291,7 @@ pub(super) const CALLS: &[Call] = &[
     call("MADV_WIPEONFORK", |w, space, cpu, _| advise(w, space, cpu, AreaAdvice::WipeOnFork)),
     call("MADV_HUGEPAGE", |w, space, cpu, _| advise(w, space, cpu, AreaAdvice::HugePage)),
     call("MADV_NOHUGEPAGE", |w, space, cpu, _| advise(w, space, cpu, AreaAdvice::NoHugePage)),
+    call("MADV_COLLAPSE", |w, space, cpu, _| said(space.madvise_collapse(cpu, START, w.bytes(), ALIVE))),
     call("mlock", |_, space, cpu, at| said(space.mlock(cpu, at, PAGE, Locking::Now, ALIVE)))
         .in_steps(1, |_, space, cpu, at| lock_in_steps(space, cpu, at, PAGE)),
     call("mlock of all", |w, space, cpu, _| said(space.mlock(cpu, START, w.bytes(), Locking::Now, ALIVE)))

@@ -21,6 +21,8 @@ pub(super) enum Of {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum By {
     Pages,
+    /// As many as a block has, which a collapse makes one.
+    ManyPages,
     Groups,
     Blocks,
 }
@@ -73,6 +75,7 @@ const PRIVATE: Kind = kind("private", Sharing::Private, Of::Anonymous, By::Pages
 const SHARED: Kind = kind("shared", Sharing::Shared, Of::Anonymous, By::Pages);
 const GROUPS: Kind = Kind { by: By::Groups, name: "groups", ..PRIVATE };
 const BLOCKS: Kind = Kind { by: By::Blocks, name: "blocks", ..PRIVATE };
+const MANY: Kind = Kind { by: By::ManyPages, name: "many", ..PRIVATE };
 const FILE: Kind = kind("file", Sharing::Shared, Of::File, By::Pages);
 const LIVE: &[u16] = &[branch::SIZE_CHANGE];
 
@@ -99,6 +102,10 @@ pub(super) const KINDS: &[Kind] = &[
     Kind { name: "groups_live", branches: LIVE, ..GROUPS },
     Kind { name: "groups_forked", is_forked: true, ..GROUPS },
     Kind { name: "groups_protected", served: Some((WITHOUT_EVENTS, PROTECTED)), ..GROUPS },
+    MANY,
+    Kind { name: "many_forked", is_forked: true, ..MANY },
+    Kind { name: "many_protected", served: Some((WITHOUT_EVENTS, PROTECTED)), ..MANY },
+    Kind { name: "many_missing", served: Some((WITHOUT_EVENTS, MISSING)), ..MANY },
     BLOCKS,
     Kind { name: "blocks_live", branches: LIVE, ..BLOCKS },
     Kind { name: "blocks_forked", is_forked: true, ..BLOCKS },
@@ -113,7 +120,7 @@ impl Kind {
         let mib = match self.by {
             By::Pages => 4,
             By::Groups => 6,
-            By::Blocks => 16,
+            By::ManyPages | By::Blocks => 16,
         };
         let rig =
             if self.then == Some(Then::Tagged) { Rig::with(leaked_with_tag_storage(8, PAGE)) } else { Rig::new(mib) };
@@ -135,7 +142,7 @@ impl Kind {
             (_, Of::Stack) => (&[1, 2, 3, 0], 4),
             (By::Pages, _) => (&[0, 1, 2, 3], 4),
             (By::Groups, _) => (&[0, 1, 15, 16], 18),
-            (By::Blocks, _) => (&[0, 1, 511, 512], 514),
+            (By::ManyPages | By::Blocks, _) => (&[0, 1, 511, 512], 514),
         }
     }
 
@@ -164,7 +171,7 @@ impl Kind {
             ..Terms::NONE
         };
         space.mmap_within(cpu, &request, &terms, &|| false).unwrap();
-        if self.by != By::Pages {
+        if !matches!(self.by, By::Pages | By::ManyPages) {
             space.madvise_areas(cpu, START, bytes, AreaAdvice::HugePage).unwrap();
         }
         let at = |index: usize| START + looked_at[index] * PAGE;
