@@ -318,6 +318,16 @@ fn blocks_are_brought_changed_and_split_as_on_linux(t: &mut Test) {
     succeeds(t, "huge");
 }
 
+target_test!(pages_become_blocks_as_on_linux, limit(60));
+fn pages_become_blocks_as_on_linux(t: &mut Test) {
+    succeeds(t, "collapse");
+}
+
+target_test!(threads_store_to_pages_that_become_blocks, limit(60));
+fn threads_store_to_pages_that_become_blocks(t: &mut Test) {
+    succeeds(t, "collapse race");
+}
+
 target_test!(blocks_of_files_are_shared_changed_and_split_as_on_linux, limit(60));
 fn blocks_of_files_are_shared_changed_and_split_as_on_linux(t: &mut Test) {
     succeeds(t, "huge shared");

@@ -17,7 +17,7 @@ use granule_runner::serial::Limit;
 use super::{SESSION_LIMIT, files};
 
 /// Programs of target tests, as they run at the monitor.
-const PROGRAMS: [&str; 42] = [
+const PROGRAMS: [&str; 43] = [
     "run accounts",
     "run scan",
     "run names",
@@ -51,6 +51,8 @@ const PROGRAMS: [&str; 42] = [
     "run advice race",
     "run remap",
     "run remap race",
+    "run collapse",
+    "run collapse race",
     "run huge",
     "run huge race",
     "run limits",

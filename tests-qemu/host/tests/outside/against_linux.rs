@@ -13,10 +13,12 @@ use granule_runner::differences::{DIFFERENCES, Difference};
 use super::kernels::Kernels;
 
 /// Programs that compare each answer with Linux's, or whose end tells that all was as they expect.
-const PROGRAMS: [&str; 33] = [
+const PROGRAMS: [&str; 35] = [
     "accounts",
     "advice race",
     "bti exec",
+    "collapse",
+    "collapse race",
     "epoll",
     "exec",
     "files",
