@@ -164,3 +164,33 @@ fn where_all_storage_is_pinned_memory_is_out() {
         assert!(rig.entry(&space, start).is_valid());
     });
 }
+
+/// Pages that become a block take their tags along, and the block has storage for all of its own.
+#[test]
+fn pages_that_become_a_block_get_its_storage_first() {
+    with_storage(1, |rig| {
+        let (space, at) = (rig.space(), VirtAddr(0x10_0020_0000));
+        let placement = Placement::Fixed(at);
+        let request = MapRequest { placement, protection: TAGGED, ..private(BLOCK_FRAMES as u64) };
+        space.mmap(&rig.cpu, &request).unwrap();
+        let before = rig.stats();
+        for page in [3, 200] {
+            rig.write(&space, at + page * PAGE, page as u8);
+            rig.set_tag(&space, at + page * PAGE, 6);
+        }
+        assert_eq!(rig.stats().users - before.users, 2);
+        space.madvise_collapse(&rig.cpu, at, BLOCK_SIZE, &|| false).unwrap();
+        let block = space.block_entry(at).expect("a block");
+        assert!(block.is_valid() && block.is_tagged(), "{block:?}");
+        assert_eq!(rig.stats().users - before.users, BLOCK_FRAMES as u64);
+        // Divided, each page has what it had.
+        space.munmap(&rig.cpu, at, PAGE).unwrap();
+        for page in [3, 200] {
+            assert_eq!((rig.tag(&space, at + page * PAGE), rig.read(&space, at + page * PAGE)), (6, page as u8));
+        }
+        assert_eq!(rig.tag(&space, at + 4 * PAGE), 0);
+        rig.check();
+        drop(space);
+        assert_eq!((rig.stats().users, rig.used()), (before.users, 0));
+    });
+}
