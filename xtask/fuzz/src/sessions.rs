@@ -17,7 +17,7 @@ use granule_runner::serial::Limit;
 use super::{SESSION_LIMIT, files};
 
 /// Programs of target tests, as they run at the monitor.
-const PROGRAMS: [&str; 43] = [
+const PROGRAMS: [&str; 44] = [
     "run accounts",
     "run scan",
     "run names",
