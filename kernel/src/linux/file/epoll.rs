@@ -21,6 +21,7 @@
 #![allow(unsafe_code, reason = "intrusive records, and files that outlive them")]
 
 use core::cell::Cell;
+use core::mem::replace;
 use core::ptr::{NonNull, from_ref};
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -68,6 +69,8 @@ pub struct EpollSet {
     pollers: Counted<PollQueue>,
     ready: IrqLock<Ready, { rank::READY }>,
     items: AtomicUsize,
+    /// Those that are sets.
+    inner_sets: AtomicUsize,
     /// The number of the last search that found it, and how many sets are above or below it.
     height: AtomicU64,
 }
@@ -76,6 +79,8 @@ pub struct EpollSet {
 struct Ready {
     list: LinkedList<ByReady>,
     calls: u64,
+    /// Its pollers were woken, and none has looked since: whatever happens to its items, that is once between two looks.
+    is_woken: bool,
 }
 
 /// An open set. Its items end with it.
@@ -226,8 +231,7 @@ impl Watcher for Item {
         }
         self.join(&mut ready);
         self.state.set(State { is_noted: true, ..state });
-        // Where it was noted before, its set's pollers have been woken and have not looked since.
-        (!state.is_noted).then(|| (self.set.pollers.clone(), INPUT))
+        (!replace(&mut ready.is_woken, true)).then(|| (self.set.pollers.clone(), INPUT))
     }
 }
 
@@ -252,6 +256,7 @@ impl Items {
         item.node.get().into_iter().for_each(PollNode::leave);
         item.leave(&mut item.set.ready.lock());
         item.set.items.fetch_sub(1, Ordering::Relaxed);
+        item.set.inner_sets.fetch_sub(item.inner.is_some().into(), Ordering::Relaxed);
         // SAFETY: nothing has it any more.
         Some(unsafe { PoolBox::from_ref(item) })
     }
@@ -305,7 +310,8 @@ impl EpollSet {
     ) -> Option<Option<(&'i Item, u32)>> {
         loop {
             let (item, wanted) = {
-                let ready = self.ready.lock();
+                let mut ready = self.ready.lock();
+                ready.is_woken = false;
                 let Some(item) = ready.list.front().get() else { return Some(None) };
                 let state = item.state.get();
                 if call == Some(state.call) {
@@ -348,6 +354,9 @@ impl EpollSet {
         if known >> BITS == search {
             return known & ((1 << BITS) - 1);
         }
+        if order == Order::BySet && self.inner_sets.load(Ordering::Relaxed) == 0 {
+            return 0;
+        }
         let (mut height, mut after) = (0, (self.address(), 0, 0));
         while height <= NESTED {
             let other = {
@@ -374,10 +383,10 @@ impl EpollFile {
     pub fn new() -> Result<Self, OutOfMemory> {
         let queues = QUEUES.call_once(|| Pool::new(kernel().frames));
         let pollers = Counted::try_new_with(queues, PollQueue::new)?;
-        let ready = IrqLock::new(Ready { list: LinkedList::new(ByReady::NEW), calls: 0 });
-        let (items, height) = (AtomicUsize::new(0), AtomicU64::new(0));
+        let ready = IrqLock::new(Ready { list: LinkedList::new(ByReady::NEW), calls: 0, is_woken: false });
+        let [items, inner_sets] = [const { AtomicUsize::new(0) }; 2];
         let sets = SETS.call_once(|| Pool::new(kernel().frames));
-        Ok(Self(Counted::try_new(sets, EpollSet { pollers, ready, items, height })?))
+        Ok(Self(Counted::try_new(sets, EpollSet { pollers, ready, items, inner_sets, height: AtomicU64::new(0) })?))
     }
 
     /// Bytes of its items.
@@ -420,6 +429,7 @@ impl EpollFile {
             items.by_set.insert(item.clone());
             items.by_file.insert(item.clone());
             self.0.items.fetch_add(1, Ordering::Relaxed);
+            self.0.inner_sets.fetch_add(item.inner.is_some().into(), Ordering::Relaxed);
             file.watched().0.store(item.key(Order::ByFile).0, Ordering::Relaxed);
             let queue = item.inner.as_ref().map_or_else(|| file.poll(reader).queue, |inner| Some(&*inner.pollers));
             if let Some(queue) = queue {
@@ -447,7 +457,11 @@ impl EpollFile {
         let is_ready = {
             let items = EPOLL.lock();
             let item = items.by_set.find(&self.key(file, descriptor)).get().ok_or(Errno::ENOENT)?;
-            if item.state.get().event.events & EPOLLEXCLUSIVE != 0 {
+            let before = {
+                let _ready = self.0.ready.lock();
+                item.state.get().event
+            };
+            if before.events & EPOLLEXCLUSIVE != 0 {
                 return Err(Errno::EINVAL);
             }
             item.begin(&items, event, reader)

@@ -4,7 +4,7 @@ use granule_abi::file::{
     EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLERR, EPOLLET, EPOLLEXCLUSIVE, EPOLLHUP, EPOLLIN,
     EPOLLOUT, EPOLLWAKEUP, EpollEvent, O_RDWR,
 };
-use granule_arch::addr::VirtAddr;
+use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 
 use super::io::{file, most_files, reader};
 use super::poll::{deadline, with_mask};
@@ -93,6 +93,9 @@ fn wait(call: &Syscall<'_>, end: Option<u64>) -> Answer {
         return Err(Errno::EFAULT);
     }
     let set = file.epoll().ok_or(Errno::EINVAL)?;
+    // Its descriptors may be closed, which leaves its items to this call.
+    let mut charge = call.task.process().charges.begin();
+    charge.add(set.footprint().div_ceil(PAGE_SIZE));
     loop {
         let found = store(call, set, to, most)?;
         if found != 0 || end == Some(0) {

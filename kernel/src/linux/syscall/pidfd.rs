@@ -70,7 +70,7 @@ pub(super) fn pidfd_send_signal(call: &mut Syscall<'_>) -> Answer {
         permit(&cause, to_itself)?;
     }
     match scope {
-        PIDFD_SIGNAL_PROCESS_GROUP => send::to_group(pidfd.id, Asked(number), cause),
+        PIDFD_SIGNAL_PROCESS_GROUP => send::to_group_of(&pidfd, Asked(number), cause),
         _ if to_thread && is_own_thread => send::to_thread(call.task, Some(own), call.task.id(), Asked(number), cause),
         _ if to_thread => send::to_first_thread(&pidfd, Asked(number), cause),
         _ => send::to_referred(&pidfd, Asked(number), cause),

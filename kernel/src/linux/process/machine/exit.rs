@@ -48,13 +48,13 @@ pub fn leave(task: &Task) -> ! {
     }
     if last {
         timer::delete_all(process, true);
-        jobs::leave(process);
         let space = process.lock().space.take();
         drop(space);
         process.files.clear();
         if let Some(surroundings) = process.surroundings.get() {
             surroundings.leave();
         }
+        jobs::leave(process);
         loop {
             let orphans = PROCESSES.lock().orphan_children(process);
             match orphans {

@@ -127,7 +127,7 @@ fn stays_halted(task: &Task, mine: &mut Option<u64>) -> bool {
     let (stays, notice) = {
         let tree = PROCESSES.lock();
         let mut state = process.lock();
-        let (ends, threads) = (state.is_ending(task), state.threads());
+        let (ends, threads, is_running) = (state.is_ending(task), state.threads(), state.life == Life::Running);
         let stop = &mut state.stop;
         let is_counted = *mine == Some(stop.round);
         let stays = stop.is_active() && !ends;
@@ -138,7 +138,8 @@ fn stays_halted(task: &Task, mine: &mut Option<u64>) -> bool {
         } else {
             // Of a stop that goes on, for the thread that executes a program.
             stop.halted -= usize::from(is_counted && stop.is_active());
-            (core::mem::take(&mut stop.continues) && !ends).then_some(Change::Continued)
+            // Of a process that continues this may be the one thread that has halted, and another one executes a program.
+            (core::mem::take(&mut stop.continues) && is_running).then_some(Change::Continued)
         };
         drop(state);
         (stays, change.and_then(|change| notify(&tree, process, change)))
@@ -183,15 +184,25 @@ pub fn leave(process: &Process) {
     if STOPPED.load(Ordering::Relaxed) == 0 {
         return;
     }
-    let mut after = 0;
-    while let Some(group) =
-        next_where(&mut after, |_, stopped| stopped.lock().stop.is_complete.then(|| stopped.group()))
-    {
-        if keepers(group, Some(process)) == [false, true] {
-            for signal in [Signal::HUP, Signal::CONT] {
-                // It may have ended by now.
-                let _ = send::to_group(group, Asked(signal.number()), SignalCause::KERNEL);
-            }
+    // Groups that it may have kept: its own one, and those of its children.
+    let (mut group, mut after) = (Some(process.group()), 0);
+    while let Some(kept) = group {
+        leave_group(kept, process);
+        group = next_where(&mut after, |_, child| {
+            let is_another = child.parent_id() == process.id() && child.group() != kept;
+            is_another.then(|| child.group())
+        });
+    }
+}
+
+/// Has the stopped processes of a group continue where it is orphaned by the end of this process.
+fn leave_group(group: u32, ending: &Process) {
+    let is_stopped = |member: &Process| member.group() == group && member.lock().stop.is_complete;
+    let has_stopped = next_where(&mut 0, |_, member| is_stopped(member).then_some(())).is_some();
+    if has_stopped && keepers(group, Some(ending)) == [false, true] {
+        for signal in [Signal::HUP, Signal::CONT] {
+            // It may have ended by now.
+            let _ = send::to_group(group, Asked(signal.number()), SignalCause::KERNEL);
         }
     }
 }
@@ -245,7 +256,12 @@ pub fn begin_session(own: &Process) -> Result<(), Errno> {
     if member_of(own.id()).is_some() {
         return Err(Errno::EPERM);
     }
-    PROCESSES.lock().move_to(own.id(), own.id(), own.id());
+    let mut tree = PROCESSES.lock();
+    // Another thread may have made it a group's leader.
+    if own.group() == own.id() {
+        return Err(Errno::EPERM);
+    }
+    tree.move_to(own.id(), own.id(), own.id());
     Ok(())
 }
 

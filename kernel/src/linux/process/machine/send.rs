@@ -109,6 +109,19 @@ pub fn to_group(group: u32, signal: Asked, cause: SignalCause) -> Result<(), Err
     to_all_where(signal, cause, |process| process.group() == group)
 }
 
+/// As [`to_group`], of the process that a pidfd refers to. It may have ended: no other process has its number then while
+/// the group has members.
+///
+/// # Errors
+/// `ESRCH`, `EINVAL`.
+pub fn to_group_of(pidfd: &Counted<Pidfd>, signal: Asked, cause: SignalCause) -> Result<(), Errno> {
+    let is_another = {
+        let tree = PROCESSES.lock();
+        tree.find(pidfd.id).is_some() && tree.find_by(pidfd).is_none()
+    };
+    if is_another { Err(Errno::ESRCH) } else { to_group(pidfd.id, signal, cause) }
+}
+
 /// Sends a signal to the thread with this number, if it is one of `process`, or of any.
 ///
 /// # Errors

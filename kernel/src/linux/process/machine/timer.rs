@@ -34,7 +34,7 @@ use crate::sync::{IrqLock, rank};
 
 static POOL: Once<Pool<Timer>> = Once::new();
 static TIMERS: IrqLock<Timers, { rank::TIMERS }> =
-    IrqLock::new(Timers { by_number: RBTree::new(ByNumber::NEW), queue: RBTree::new(Queued::NEW) });
+    IrqLock::new(Timers { by_number: RBTree::new(ByNumber::NEW), queue: RBTree::new(Queued::NEW), last_of_files: 0 });
 /// The thread that sends the signals.
 static THREAD: Once<ThreadRef> = Once::new();
 /// Timers of `timer_create`: all are one user's, whose number Linux limits.
@@ -169,6 +169,7 @@ struct Timers {
     by_number: RBTree<ByNumber>,
     /// Those that wait, but for those whose moment has no effect, and those with a signal that have fired.
     queue: RBTree<Queued>,
+    last_of_files: u32,
 }
 
 // SAFETY: the timers are accessed only under the lock, on whichever CPU holds it.
@@ -180,7 +181,16 @@ impl Timers {
     }
 
     /// The number of the owner's next timer: one more than that of the last.
-    fn next_number(&self, owner: u32) -> Option<u32> {
+    fn next_number(&mut self, owner: u32) -> Option<u32> {
+        if owner == FILES {
+            // All have one owner, and none ever sees its number: these go round, past those that are in use.
+            let after = |last: u32| (last + 1) % REAL;
+            self.last_of_files = after(self.last_of_files);
+            while self.find(FILES, self.last_of_files).is_ok() {
+                self.last_of_files = after(self.last_of_files);
+            }
+            return Some(self.last_of_files);
+        }
         let last = self.by_number.upper_bound(Bound::Excluded(&(owner, REAL)));
         let last = last.get().filter(|last| last.owner == owner);
         last.map_or(Some(0), |last| last.id.checked_add(1).filter(|&id| id <= i32::MAX as u32))
@@ -416,6 +426,9 @@ fn go_on_after(process: &Process, signal: Signal, cause: SignalCause) -> SignalC
         {
             result.fields[0] |= timer.overruns.get() << 32;
         }
+        drop(timers);
+        // There may be as many as the process's limit permits.
+        relax();
     }
     result
 }

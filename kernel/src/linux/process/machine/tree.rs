@@ -652,7 +652,8 @@ impl Tree {
     /// Moves a process to a group of this session.
     pub fn move_to(&mut self, id: u32, group: u32, session: u32) {
         let Some(process) = self.by_id.find(&id).get() else { return };
-        for (place, number) in [(&process.group, group), (&process.session, session)] {
+        let numbers = [(&process.group, group), (&process.session, session)];
+        for (place, number) in numbers.into_iter().filter(|(place, number)| place.load(Ordering::Relaxed) != *number) {
             self.numbers.hold(number);
             self.numbers.release(place.swap(number, Ordering::Relaxed));
         }

@@ -77,7 +77,8 @@ fn next(task: &Task) -> Next {
         None => Next::Nothing,
         Some((signal, cause)) => {
             let effect = state.handlers.with(|actions| actions.deliver(signal));
-            if effect == Effect::Stops {
+            // SIGSTOP stops it whatever another thread takes.
+            if effect == Effect::Stops && state.stop.taken != Some(Signal::STOP) {
                 state.stop.taken = Some(signal);
             }
             drop(state);

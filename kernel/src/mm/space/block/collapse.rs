@@ -89,7 +89,7 @@ impl Space {
         let Some((range, in_space)) = clamped_range(start, bytes, SpaceError::Invalid)? else { return Ok(()) };
         let (mut next, mut is_covered) = (range.start(), in_space);
         while next < range.end() {
-            let (part, end) = self.collapsible_part(pages(next, range.end()))?;
+            let (part, end) = self.collapsible_part(pages(next, range.end()), is_killed)?;
             is_covered &= part.is_some_and(|part| part.start() == next);
             next = match part {
                 Some(part) => self.collapse_part(cpu, part, is_killed)?,
@@ -102,13 +102,17 @@ impl Space {
 
     /// The part of `rest` that is in its first area, which may have blocks, and the address after it; `None` where
     /// there is no area up to that.
-    fn collapsible_part(&self, rest: PageRange) -> Result<(Option<PageRange>, VirtAddr), SpaceError> {
+    fn collapsible_part(
+        &self,
+        rest: PageRange,
+        is_killed: &dyn Fn() -> bool,
+    ) -> Result<(Option<PageRange>, VirtAddr), SpaceError> {
         let areas = self.areas.read(rest.start());
         let end = areas.next().map_or(rest.end(), |next| next.min(rest.end()));
         let rest = pages(rest.start(), end);
         let Some(area) = areas.touching(rest).next() else { return Ok((None, end)) };
-        if !self.may_collapse(area) || !self.has_been_used(area) {
-            return Err(SpaceError::Invalid);
+        if !self.may_collapse(area) || !self.has_been_used(area, is_killed) {
+            return Err(if is_killed() { SpaceError::Interrupted } else { SpaceError::Invalid });
         }
         let part = area.part_in(rest);
         Ok((Some(part), part.end()))
@@ -122,8 +126,8 @@ impl Space {
     }
 
     /// Whether an area has a page, the page of zeros excepted, or a marker (Linux: `anon_vma`, which stays when they
-    /// go).
-    fn has_been_used(&self, area: &Area) -> bool {
+    /// go). None is found once `is_killed`.
+    fn has_been_used(&self, area: &Area, is_killed: &dyn Fn() -> bool) -> bool {
         let mut walk = self.page_tables().walk_cells(area.range());
         while let Some(met) = walk.next() {
             let CellsOrBlock::Cells(found) = met else { return true };
@@ -133,6 +137,9 @@ impl Space {
                 if entries.any(|entry| !is_zero(entry)) {
                     return true;
                 }
+            }
+            if is_killed() {
+                break;
             }
             relax();
         }
