@@ -53,7 +53,7 @@ fn kill(process: u32, signal: u32) {
     process::kill(process as i32, signal).expect("a signal");
 }
 
-/// What `waitid` reports: signal, code, number and status.
+/// The report of `waitid`: signal, code, number and status.
 fn waitid(kind: u64, id: u64, options: u64) -> Result<[i32; 4], Errno> {
     let mut info = [0_i32; 32];
     call(WAITID, [kind, id, info.as_mut_ptr() as u64, options, 0])?;

@@ -303,7 +303,7 @@ fn copies_of_ranges() {
     removed(c"/tmp/copied");
 }
 
-/// What may be copied to what, and how it is open.
+/// Files that may be copied to each other, and how they are open.
 fn files_of_copies(from: &File, to: &File) {
     let open = |path: &CStr, flags| File::open(path, flags).expect("a file");
     let (memory, other) = (numbered(100), numbered(0));

@@ -87,6 +87,7 @@ struct Ready {
 pub struct EpollFile(Counted<EpollSet>);
 
 /// Whether a file is watched: 0, or the first part of its items' keys. Its items end with it.
+#[derive(Default)]
 pub struct Watched(AtomicUsize);
 
 /// A first part, by which items are found; the other one, and the descriptor.
@@ -275,13 +276,6 @@ fn take_all(order: Order, of: usize) {
         }
         drop(taken);
         relax();
-    }
-}
-
-impl Watched {
-    /// By no set.
-    pub const fn new() -> Self {
-        Self(AtomicUsize::new(0))
     }
 }
 

@@ -342,7 +342,7 @@ impl OpenFile {
     pub fn new(kind: Kind, flags: u32) -> Result<FileRef, OutOfMemory> {
         let pool = FILES.call_once(|| Pool::new(kernel().frames));
         let (flags, position, counted) = (AtomicU32::new(flags), AtomicU64::new(0), LastTally::default());
-        let (watched, locks) = (Watched::new(), LockOwner::new());
+        let (watched, locks) = (Watched::default(), LockOwner::new());
         Counted::try_new(pool, Self { watched, locks, kind, flags, position, counted })
     }
 

@@ -3,6 +3,7 @@
 //! - [`elf`], [`script`]: what programs are
 //! - [`layout`]: where its parts lie
 //! - [`stack`]: a program's first stack
+//! - [`clocks`]: the clocks that calls name
 //! - [`clone_request`]: what `clone` is asked for
 //! - [`numbers`]: their numbers, and the lookup by them
 //! - [`mod@signal`][]: signals
@@ -15,6 +16,7 @@
 
 #![deny(clippy::disallowed_methods)]
 
+pub mod clocks;
 pub mod clone_request;
 pub mod elf;
 pub mod layout;

@@ -23,9 +23,10 @@ use crate::linux::file::table::OnExec;
 use crate::linux::file::tree::NodeKind;
 use crate::linux::file::walk::Follow;
 use crate::linux::process::send::{self, Asked};
-use crate::linux::process::show;
 use crate::linux::process::signal::SignalCause;
 use crate::linux::process::task::Task;
+use crate::linux::process::timer::take_moments;
+use crate::linux::process::{show, tree};
 use crate::mm::space::WriteAt;
 use crate::sched::{IfNotReady, Thread, Work, relax};
 use crate::uaccess;
@@ -192,7 +193,9 @@ fn fill(call: &Syscall<'_>, file: &OpenFile, flags: u32, bytes: u64, mut to: Use
         Kind::Console => return input(flags, reader(call), most, &mut to),
         Kind::Pipe(end) => return streams::read_pipe(flags, end, most, &mut to),
         Kind::Event(counter) => return streams::read_count(most, &mut to, || counter.read(open::if_not_ready(flags))),
-        Kind::Timer(timer) => return streams::read_count(most, &mut to, || timer.read(open::if_not_ready(flags))),
+        Kind::Timer(timer) => {
+            return streams::read_count(most, &mut to, || timer.read(open::if_not_ready(flags), take_moments));
+        }
         Kind::Userfault(pager) => return userfault::read(call, flags, pager, bytes, &mut to),
         Kind::Proc(contents) => {
             let (read, end) = streams::read_proc(call, contents, file.position(), most, &mut to)?;
@@ -307,7 +310,7 @@ pub(super) fn openat(call: &mut Syscall<'_>) -> Answer {
 /// Opens what a path of the caller names.
 #[inline(never)]
 fn open_at(call: &Syscall<'_>, base: Option<FilePlace>, path: &[u8], opening: Opening) -> Result<Opened, Errno> {
-    open::open(base, path, opening, |process| found(process, call.task), show::is_process)
+    open::open(base, path, opening, |process| found(process, call.task), tree::is_process)
 }
 
 /// The process whose file a path of `task` names.

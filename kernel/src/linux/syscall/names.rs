@@ -23,7 +23,7 @@ use crate::linux::file::proc::{ProcEntry, ProcId};
 use crate::linux::file::stat::FileStat;
 use crate::linux::file::tree::{Attributes, Moment, NAME, NameIn, NodeKind, Removal, Renaming};
 use crate::linux::file::walk::{Follow, Found, Last, Place};
-use crate::linux::process::show;
+use crate::linux::process::tree;
 use crate::sched::relax;
 use crate::uaccess;
 
@@ -42,7 +42,7 @@ pub(super) fn umask(call: &Syscall<'_>) -> u32 {
 
 /// Where a path leads, but for its last name.
 fn walk(call: &Syscall<'_>, descriptor: u64, path: &[u8]) -> Result<Found<FileContents>, Errno> {
-    files::walk(base_of(call, descriptor, path)?, path, Follow::Never, show::is_process)
+    files::walk(base_of(call, descriptor, path)?, path, Follow::Never, tree::is_process)
 }
 
 /// The directory and the name of what is to be made (Linux's `filename_create`).
@@ -440,7 +440,7 @@ fn path_in_proc(entry: ProcEntry, own: u32) -> Result<Vec<u8>, Errno> {
 pub(super) fn chdir(call: &mut Syscall<'_>) -> Answer {
     let path = read_path(call, call.address::<0>())?;
     let base = base_of(call, AT_FDCWD as u64, &path)?;
-    let place = files::walk(base, &path, Follow::Always, show::is_process)?.existing()?;
+    let place = files::walk(base, &path, Follow::Always, tree::is_process)?.existing()?;
     enter(call, place)
 }
 

@@ -7,7 +7,7 @@ use super::process::wait_for_futex;
 use super::{Answer, Syscall, read_quads, write_quads};
 use crate::chip::timer::uptime_nanoseconds;
 use crate::linux::errno::Errno;
-use crate::linux::process::clock::{Clock, Sleep};
+use crate::linux::process::clocks::{Clock, Sleep};
 use crate::linux::process::task::{Continuation, Task};
 
 /// Reads a time, in nanoseconds.

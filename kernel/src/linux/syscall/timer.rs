@@ -14,10 +14,10 @@ use super::{Answer, Syscall, io, read_quads, streams, write_quads};
 use crate::linux::errno::Errno;
 use crate::linux::file::open::{Kind, OpenFile};
 use crate::linux::file::table::OnExec;
-use crate::linux::file::timerfd::TimerFile;
-use crate::linux::process::clock::Clock;
+use crate::linux::file::timerfd::{Pollers, TimerFile};
+use crate::linux::process::clocks::Clock;
 use crate::linux::process::signal::{Signal, SignalCause};
-use crate::linux::process::timer::{self, Notice, REAL, SignalNotice, Times};
+use crate::linux::process::timer::{self, FILES, Notice, REAL, SignalNotice, Times};
 use crate::uaccess;
 
 /// The nanoseconds in a unit of the second word of each time: of `struct timespec`, and of `struct timeval`.
@@ -139,7 +139,9 @@ pub(super) fn timerfd_create(call: &mut Syscall<'_>) -> Answer {
     if flags & !(TFD_CLOEXEC | TFD_NONBLOCK) != 0 || !has_files.contains(&clock) {
         return Err(Errno::EINVAL);
     }
-    let file = OpenFile::new(Kind::Timer(TimerFile::new()?), O_RDWR | flags & TFD_NONBLOCK)?;
+    let pollers = Pollers::new()?;
+    let timer = TimerFile::new(timer::create_for_file(pollers.clone())?, pollers, timer::delete_of_file);
+    let file = OpenFile::new(Kind::Timer(timer), O_RDWR | flags & TFD_NONBLOCK)?;
     streams::add(call, file, OnExec::requested(flags & TFD_CLOEXEC))
 }
 
@@ -154,13 +156,13 @@ pub(super) fn timerfd_settime(call: &mut Syscall<'_>) -> Answer {
         return Err(Errno::EINVAL);
     }
     let file = io::file(call, call.argument::<0>())?;
-    let left = timer_of(&file)?.exchange(Some(new), flags & TFD_TIMER_ABSTIME != 0)?;
+    let left = timer::exchange(FILES, timer_of(&file)?.id, Some(new), flags & TFD_TIMER_ABSTIME != 0)?;
     let old = call.address::<3>();
     if old.0 == 0 { Ok(0) } else { write_times(old, left, NANOSECOND).map(|()| 0) }
 }
 
 pub(super) fn timerfd_gettime(call: &mut Syscall<'_>) -> Answer {
     let file = io::file(call, call.argument::<0>())?;
-    let left = timer_of(&file)?.exchange(None, false)?;
+    let left = timer::exchange(FILES, timer_of(&file)?.id, None, false)?;
     write_times(call.address::<1>(), left, NANOSECOND).map(|()| 0)
 }

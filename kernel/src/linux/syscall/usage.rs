@@ -13,7 +13,7 @@ use crate::chip::timer::uptime_nanoseconds;
 use crate::kernel;
 use crate::linux::errno::Errno;
 use crate::linux::file::open::Kind;
-use crate::linux::process::clock::Clock;
+use crate::linux::process::clocks::Clock;
 use crate::sched;
 use crate::uaccess;
 

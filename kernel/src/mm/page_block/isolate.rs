@@ -12,7 +12,7 @@ impl PageBlocks {
     /// nothing until [`Self::end_isolation`]: they are not among the totals, and what comes back stays there.
     pub fn isolate(&self, cpu: &Cpu, index: usize, least: usize, left_free: usize) -> Option<BlockNumber> {
         let is_movable = |state: &AtomicU8| usize::from(state.load(Ordering::Acquire)) >= usize::from(CUT) + MAX_CPUS;
-        let home = self.home(index).filter(|_| is_movable(&self.states[index]))?;
+        let home = self.home(index).filter(|_| self.states.get(index).is_some_and(is_movable))?;
         let free = usize::from(home.list.lock().blocks.at(index).free);
         if free < least || free == BLOCK_FRAMES {
             // Most are not worth it: no other CPU waits for that.

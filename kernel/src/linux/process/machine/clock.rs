@@ -10,33 +10,14 @@ use granule_abi::time::{
     CLOCK_PROCESS_CPUTIME_ID, CLOCK_REALTIME, CLOCK_REALTIME_ALARM, CLOCK_REALTIME_COARSE, CLOCK_TAI,
     CLOCK_THREAD_CPUTIME_ID,
 };
-use granule_arch::addr::VirtAddr;
 
 use super::task::Task;
 use super::tree::PROCESSES;
 use crate::chip::timer::{self, Deadline};
 use crate::linux::errno::Errno;
+use crate::linux::process::clocks::Clock;
 use crate::sched::{self, Woken};
 use crate::smp;
-
-/// A clock that a call names.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Clock {
-    /// Time since the boot.
-    Uptime,
-    /// As [`Self::Uptime`], under a number that cannot be slept on.
-    UptimeToRead,
-    /// CPU time of a process, by its number.
-    Process(u32),
-    /// CPU time of a thread of the caller's process, by its number.
-    Thread(u32),
-    /// CPU time of the calling thread, under a number that cannot be slept on.
-    ThreadToRead,
-    /// A file that is a clock: there is none.
-    File,
-    /// CPU time that is not counted.
-    NotCounted,
-}
 
 impl Clock {
     /// The clock with this number, for `task`. Negative numbers are a process's or a thread's, inverted, with the kind
@@ -125,15 +106,4 @@ impl Clock {
             }
         }
     }
-}
-
-/// A sleep that a signal interrupted.
-#[derive(Clone, Copy, Debug)]
-pub struct Sleep {
-    /// The clock.
-    pub clock: Clock,
-    /// The end.
-    pub until: u64,
-    /// Where the rest is stored if it is interrupted; 0 for nowhere.
-    pub rest: VirtAddr,
 }

@@ -21,11 +21,10 @@ use granule_arch::features::Mte;
 use granule_arch::patched_branch;
 
 use super::exit;
-use super::show;
 use super::state::Handlers;
 use super::task::Task;
 use super::timer;
-use super::tree::PROCESSES;
+use super::tree::{self, PROCESSES};
 use crate::kernel;
 use crate::linux::errno::Errno;
 use crate::linux::file::contents::FileContents;
@@ -144,7 +143,7 @@ impl ProgramFile for Executable {
 /// Those of the path. `ENOMEM`.
 #[inline(never)]
 pub fn open(base: Option<FilePlace>, path: &[u8]) -> Result<Executable, ExecError> {
-    let found = files::walk(base.clone(), path, Follow::Always, show::is_process).and_then(Found::existing);
+    let found = files::walk(base.clone(), path, Follow::Always, tree::is_process).and_then(Found::existing);
     let place = found.map_err(|error| match error {
         Errno::ENOENT => PathError::NotFound.into(),
         error => ExecError::Errno(error),

@@ -9,13 +9,13 @@ use core::fmt::Write;
 use granule_abi::limits::{RLIM_INFINITY, RLIM_NLIMITS, RLIMIT_RSS, RLIMIT_SIGPENDING, RLimit};
 use granule_arch::addr::{PAGE, VirtAddr};
 
-use super::clock::Clock;
 use super::task::Task;
 use super::tree::{PROCESSES, Process, Tree, unreleased};
 use crate::chip::timer::uptime_at;
 use crate::linux::errno::Errno;
 use crate::linux::file::proc::{ProcFile, ProcSubject};
 use crate::linux::file::records::{self, Record};
+use crate::linux::process::clocks::Clock;
 use crate::linux::process::signal::Set;
 use crate::linux::process::status::{Life, Name};
 use crate::mm::space::{Aged, Resident, Settings, SpaceHandle, SpaceRef, Totals};
@@ -80,11 +80,6 @@ pub fn find(id: u32) -> Option<ProcSubject> {
         (process.serial(), space_of_its(process, id))
     };
     Some(ProcSubject { id, serial, space: unreleased(space).as_ref().map(SpaceHandle::new) })
-}
-
-/// Whether there is a process with this number, or with a thread with it.
-pub fn is_process(id: u32) -> bool {
-    PROCESSES.lock().find_of_thread(id).is_some()
 }
 
 /// The space that the thread `id` of a process has.

@@ -114,7 +114,7 @@ pub enum RestartKind {
 #[derive(Clone, Copy, Debug)]
 pub enum Continuation {
     /// A sleep.
-    Sleep(super::clock::Sleep),
+    Sleep(crate::linux::process::clocks::Sleep),
     /// A wait for a futex with a time limit.
     Futex(super::futex::Wait),
 }

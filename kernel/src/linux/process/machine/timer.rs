@@ -11,10 +11,9 @@
 #![allow(unsafe_code, reason = "timers in two trees, under their lock")]
 
 use core::cell::Cell;
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 use core::time::Duration;
 
-use granule_abi::file::{POLLIN, POLLRDNORM};
 use granule_abi::limits::RLIMIT_SIGPENDING;
 use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef};
 use spin::Once;
@@ -23,12 +22,13 @@ use super::tree::{Elsewhere, Process};
 use crate::chip::timer::{Deadline, uptime_nanoseconds};
 use crate::kernel;
 use crate::linux::errno::Errno;
+use crate::linux::file::timerfd::Pollers;
 use crate::linux::process::quota::Quota;
 use crate::linux::process::signal::{Signal, SignalCause};
 use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
 use crate::mm::pool::{Pool, PoolBox, PoolStats};
-use crate::sched::{self, PollQueue, ThreadRef, park, relax, with_timeout};
+use crate::sched::{self, ThreadRef, park, relax, with_timeout};
 use crate::smp::Cpu;
 use crate::sync::{IrqLock, rank};
 
@@ -54,26 +54,6 @@ pub struct Times {
 
 /// The owner of the timers of files. No process has this number.
 pub const FILES: u32 = 0;
-
-/// The pollers of a file's timer.
-pub struct Pollers {
-    /// They.
-    pub queue: PollQueue,
-    /// The moment from which on there is something to read: for polls, under whatever lock. Changed under the timers' lock.
-    due: AtomicU64,
-}
-
-impl Pollers {
-    /// Of a timer that is stopped.
-    pub const fn new() -> Self {
-        Self { queue: PollQueue::new(), due: AtomicU64::new(u64::MAX) }
-    }
-
-    /// Whether there is something to read.
-    pub fn is_over(&self) -> bool {
-        self.due.load(Ordering::Relaxed) <= uptime_nanoseconds()
-    }
-}
 
 /// The effect of a timer's moment.
 #[derive(Clone)]
@@ -207,7 +187,7 @@ impl Timers {
             Notice::Nothing => false,
             Notice::Signal(_) => stage != Stage::Stopped,
             Notice::Pollers(pollers) => {
-                pollers.due.store(if stage == Stage::Stopped { u64::MAX } else { due }, Ordering::Relaxed);
+                pollers.set_due(if stage == Stage::Stopped { u64::MAX } else { due });
                 stage == Stage::Waiting
             }
         };
@@ -359,6 +339,12 @@ pub fn overruns(owner: u32, id: u32) -> Result<u64, Errno> {
     Ok(TIMERS.lock().find(owner, id)?.overruns.get())
 }
 
+/// Deletes the timer of a file.
+pub fn delete_of_file(id: u32) {
+    // It is there.
+    let _ = delete(FILES, id);
+}
+
 /// Takes the moments of a file's timer that have come since they were last taken, and has it go on; `None` where none has.
 pub fn take_moments(id: u32) -> Option<u64> {
     let mut timers = TIMERS.lock();
@@ -466,7 +452,7 @@ fn fire() -> Option<Duration> {
     };
     match fired {
         Fired::Nothing => {}
-        Fired::Pollers(pollers) => pollers.queue.wake(POLLIN | POLLRDNORM),
+        Fired::Pollers(pollers) => pollers.wake(),
         Fired::Signal(elsewhere) => elsewhere.finish(),
     }
     relax();

@@ -434,6 +434,11 @@ pub fn next_where<R>(after: &mut u64, mut look: impl FnMut(&Tree, &Process) -> O
     }
 }
 
+/// Whether there is a process with this number, or with a thread with it.
+pub fn is_process(id: u32) -> bool {
+    PROCESSES.lock().find_of_thread(id).is_some()
+}
+
 /// The space of the process that this number is of, or of one of its threads: `None` where there is no such process,
 /// and in it `None` where its last thread has left.
 pub fn space_of_thread(id: u32) -> Option<Option<SpaceRef>> {
