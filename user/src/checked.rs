@@ -71,7 +71,7 @@ calls! {
     GETTIMEOFDAY __NR_gettimeofday, TIMES __NR_times, GETRUSAGE __NR_getrusage, SYSINFO __NR_sysinfo,
     SETPGID __NR_setpgid, GETPGID __NR_getpgid, GETSID __NR_getsid, SETSID __NR_setsid,
     GETGROUPS __NR_getgroups, FADVISE64 __NR_fadvise64, RSEQ __NR_rseq,
-    SENDFILE __NR_sendfile, COPY_FILE_RANGE __NR_copy_file_range, PREADV __NR_preadv, PWRITEV __NR_pwritev, PREADV2 __NR_preadv2, PWRITEV2 __NR_pwritev2,
+    PREADV __NR_preadv, PWRITEV __NR_pwritev, PREADV2 __NR_preadv2, PWRITEV2 __NR_pwritev2,
 }
 
 errors! {

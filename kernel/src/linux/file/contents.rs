@@ -18,7 +18,6 @@ use crate::kernel;
 use crate::linux::errno::Errno;
 use crate::mm::counted::Counted;
 use crate::mm::space::{LARGEST_OBJECT, Object, ObjectError, Seals, SizeChoice, WriteAt};
-use crate::random;
 use crate::smp::this_cpu;
 
 const _: () = assert!(
@@ -98,73 +97,6 @@ impl FileContents {
         let object = self.object()?;
         object.keep_all(this_cpu()).map_err(errno)?;
         Ok(object)
-    }
-}
-
-/// The source of a read from a position on.
-pub enum Contents<'f> {
-    /// So many zeros.
-    Zeros(u64),
-    /// So many random numbers.
-    Random(u64),
-    /// Bytes that nothing changes.
-    Bytes(&'static [u8]),
-    /// So many bytes of an object from a position on, as far as it has them.
-    Object(&'f Object, u64, u64),
-}
-
-impl Contents<'_> {
-    /// How many bytes there are, at most.
-    pub const fn bytes(&self) -> u64 {
-        match self {
-            Self::Bytes(bytes) => bytes.len() as u64,
-            Self::Zeros(bytes) | Self::Random(bytes) | Self::Object(_, _, bytes) => *bytes,
-        }
-    }
-
-    /// Whether more would be there for a longer read, whatever its length.
-    pub const fn is_endless(&self) -> bool {
-        matches!(self, Self::Zeros(_) | Self::Random(_))
-    }
-
-    /// Takes the first bytes, as many as `buffer` has or fewer; empty at the end. It need not hold them.
-    pub fn next<'b>(&mut self, buffer: &'b mut [u8]) -> &'b [u8] {
-        match self {
-            Self::Bytes(bytes) => {
-                let (first, rest) = bytes.split_at_checked(buffer.len().min(bytes.len())).unwrap_or_default();
-                *bytes = rest;
-                first
-            }
-            Self::Zeros(left) => {
-                let wanted = buffer.len().min(*left as usize);
-                *left -= wanted as u64;
-                let piece = buffer.get_mut(..wanted).unwrap_or_default();
-                piece.fill(0);
-                piece
-            }
-            Self::Random(left) => {
-                let wanted = buffer.len().min(*left as usize);
-                *left -= wanted as u64;
-                let piece = buffer.get_mut(..wanted).unwrap_or_default();
-                random::stream(this_cpu()).fill(piece);
-                piece
-            }
-            Self::Object(object, at, left) => {
-                let wanted = buffer.len().min(*left as usize);
-                let piece = buffer.get_mut(..wanted).unwrap_or_default();
-                let read = object.read(*at, piece);
-                (*at, *left) = (*at + read as u64, if read < wanted { 0 } else { *left - read as u64 });
-                piece.get(..read).unwrap_or_default()
-            }
-        }
-    }
-
-    /// Copies the first bytes; returns how many.
-    pub fn copy(&mut self, to: &mut [u8]) -> usize {
-        let Self::Bytes(bytes) = *self else { return self.next(to).len() };
-        let count = self.next(to).len();
-        to.iter_mut().zip(bytes).for_each(|(to, byte)| *to = *byte);
-        count
     }
 }
 
