@@ -29,7 +29,8 @@ use granule_abi::file::{EPOLLET, EPOLLEXCLUSIVE, EPOLLONESHOT, EPOLLWAKEUP, Epol
 use intrusive_collections::{Bound, KeyAdapter, LinkedList, LinkedListLink, RBTree, RBTreeLink, UnsafeRef};
 use spin::Once;
 
-use super::open::{FileRef, OpenFile, PollState};
+use super::device::KernelDevice;
+use super::open::{FileRef, Kind, OpenFile, PollState};
 use crate::chip::console::Reader;
 use crate::kernel;
 use crate::linux::errno::Errno;
@@ -366,6 +367,23 @@ impl EpollSet {
         }
         self.height.store(search << BITS | height, Ordering::Relaxed);
         height
+    }
+}
+
+impl OpenFile {
+    /// The events that an epoll set may wait for; none where its state never changes.
+    pub fn watchable(&self) -> u16 {
+        match self.kind() {
+            Kind::Node(_) if self.kernel_device() != Some(KernelDevice::Random) => 0,
+            Kind::Device(_) | Kind::Proc(_) | Kind::ProcDirectory(_) => 0,
+            Kind::Pipe(end) => end.watchable(),
+            _ => PollQueue::ANY,
+        }
+    }
+
+    /// The epoll set that it is, if it is one.
+    pub const fn epoll(&self) -> Option<&EpollFile> {
+        if let Kind::Epoll(set) = self.kind() { Some(set) } else { None }
     }
 }
 

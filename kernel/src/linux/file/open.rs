@@ -542,24 +542,9 @@ impl OpenFile {
         }
     }
 
-    /// The events that an epoll set may wait for; none where its state never changes.
-    pub fn watchable(&self) -> u16 {
-        match &self.kind {
-            Kind::Node(_) if self.kernel_device() != Some(KernelDevice::Random) => 0,
-            Kind::Device(_) | Kind::Proc(_) | Kind::ProcDirectory(_) => 0,
-            Kind::Pipe(end) => end.watchable(),
-            _ => PollQueue::ANY,
-        }
-    }
-
     /// Whether an epoll set watches it.
     pub const fn watched(&self) -> &Watched {
         &self.watched
-    }
-
-    /// The epoll set that it is, if it is one.
-    pub const fn epoll(&self) -> Option<&EpollFile> {
-        if let Kind::Epoll(set) = &self.kind { Some(set) } else { None }
     }
 
     /// The regular file that it is, if it is one.
