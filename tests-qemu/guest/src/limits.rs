@@ -162,11 +162,20 @@ fn threads_areas_signals_and_zombies_are_bounded(t: &mut Test) {
 
 target_test!(memory_beside_an_address_space_is_charged, machines("small"), limit(120));
 fn memory_beside_an_address_space_is_charged(t: &mut Test) {
-    const WAYS: [&str; 8] =
-        ["hog file", "hog sparse", "hog pipes", "hog pagers", "hog polls", "hog sets", "hog counters", "hog paths"];
+    are_charged(t, &["hog file", "hog sparse", "hog pipes", "hog pagers", "hog polls", "hog counters", "hog paths"]);
+}
+
+// Their items are small, and use memory up for long.
+target_test!(files_that_sets_watch_are_charged, machines("small"), limit(240), long());
+fn files_that_sets_watch_are_charged(t: &mut Test) {
+    are_charged(t, &["hog sets"]);
+}
+
+/// Each of these uses memory up and is ended for it, or has a child that is.
+fn are_charged(t: &mut Test, ways: &[&str]) {
     // The first one makes the pools of what it uses.
     beside_a_hog(t, "hog paths");
-    for way in WAYS {
+    for &way in ways {
         let (before, free) = (log_end(), free_frames());
         let end = beside_a_hog(t, way);
         let is_of_child = matches!(way, "hog counters" | "hog paths");

@@ -6,10 +6,10 @@ use granule_abi::file::{
 };
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 
-use super::io::{file, most_files, reader};
+use super::io::{file, reader};
 use super::poll::{deadline, with_mask};
 use super::time::read_timespec;
-use super::{Answer, Syscall, read_quads};
+use super::{Answer, Syscall, read_quads, streams};
 use crate::chip::timer::uptime_nanoseconds;
 use crate::linux::errno::Errno;
 use crate::linux::file::epoll::{EpollFile, MODES};
@@ -29,7 +29,7 @@ pub(super) fn epoll_create1(call: &mut Syscall<'_>) -> Answer {
         return Err(Errno::EINVAL);
     }
     let file = OpenFile::new(Kind::Epoll(EpollFile::new()?), O_RDWR)?;
-    call.task.files().add(file, 0, most_files(call), OnExec::requested(flags)).map(u64::from)
+    streams::add(call, file, OnExec::requested(flags))
 }
 
 /// In Linux's order.
@@ -104,9 +104,9 @@ fn wait(call: &Syscall<'_>, end: Option<u64>) -> Answer {
         let state = set.poll(reader(call));
         let mut nodes = [PollNode::new(state.queue.ok_or(Errno::EINVAL)?)];
         match poll_until(&mut nodes, end.map(deadline), &mut || set.poll(reader(call)).events != 0) {
-            Woken::ByAnother => {}
             Woken::TimedOut => return Ok(0),
-            Woken::Interrupted => return Err(Errno::EINTR),
+            Woken::Interrupted if call.task.is_interrupted() => return Err(Errno::EINTR),
+            Woken::Interrupted | Woken::ByAnother => {}
         }
         // Another thread may take the event first, each time.
         call.pause_at(0)?;

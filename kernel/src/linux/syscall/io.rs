@@ -410,7 +410,7 @@ pub(super) fn close(call: &mut Syscall<'_>) -> Answer {
 
 pub(super) fn dup(call: &mut Syscall<'_>) -> Answer {
     let file = any_file(call, call.argument::<0>())?;
-    call.task.files().add(file, 0, most_files(call), OnExec::Keep).map(u64::from)
+    streams::add(call, file, OnExec::Keep)
 }
 
 pub(super) fn dup3(call: &mut Syscall<'_>) -> Answer {

@@ -11,8 +11,8 @@ use granule_abi::process::{
 use granule_abi::signal::{SI_TKILL, SI_USER, SigInfo};
 use granule_arch::addr::VirtAddr;
 
-use super::io::{self, most_files};
-use super::{Answer, Syscall, read_quads};
+use super::io;
+use super::{Answer, Syscall, read_quads, streams};
 use crate::linux::errno::Errno;
 use crate::linux::file::open::{Kind, OpenFile};
 use crate::linux::file::pidfd::Pidfd;
@@ -28,7 +28,7 @@ pub(super) fn pidfd_open(call: &mut Syscall<'_>) -> Answer {
     let (id, flags) = (call.argument::<0>() as i32, u64::from(call.argument::<1>() as u32));
     let id = u32::try_from(id).ok().filter(|&id| id != 0 && flags & !PIDFD_NONBLOCK == 0).ok_or(Errno::EINVAL)?;
     let file = OpenFile::new(Kind::Process(tree::pidfd_of(id)?), O_RDWR | flags as u32)?;
-    call.task.files().add(file, 0, most_files(call), OnExec::Close).map(u64::from)
+    streams::add(call, file, OnExec::Close)
 }
 
 /// The process that the first argument names: a descriptor, or a number for the caller's own process.

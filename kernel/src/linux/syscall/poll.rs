@@ -1,15 +1,13 @@
 //! ppoll: waits until one of several files is ready.
 
 use core::cell::Cell;
-use core::time::Duration;
-
 use granule_abi::file::{POLLERR, POLLHUP, POLLNVAL, PollFd};
 use granule_abi::limits::RLIMIT_NOFILE;
 use granule_arch::addr::VirtAddr;
 
 use super::io::reader;
 use super::signal::SET;
-use super::time::{read_timespec, write_timespec};
+use super::time::{after, read_timespec, write_timespec};
 use super::{Answer, Syscall, read_bytes, read_quads};
 use crate::chip::console::Reader;
 use crate::chip::timer::{Deadline, uptime_nanoseconds};
@@ -150,7 +148,7 @@ fn push<T>(list: &mut PagedList<T>, value: T, charge: &mut Charge<'_>) -> Result
 
 /// The moment with this uptime in nanoseconds.
 pub(super) fn deadline(end: u64) -> Deadline {
-    Deadline::after(Duration::from_nanos(end.saturating_sub(uptime_nanoseconds())))
+    after(end.saturating_sub(uptime_nanoseconds()))
 }
 
 fn wait(call: &Syscall<'_>, polled: &PagedList<Polled>, end: Option<u64>, charge: &mut Charge<'_>) -> Answer {

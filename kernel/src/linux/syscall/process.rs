@@ -2,7 +2,6 @@
 
 use core::ops::Deref;
 use core::sync::atomic::Ordering;
-use core::time::Duration;
 
 use granule_abi::process::{
     FUTEX_BITSET_MATCH_ANY, FUTEX_CLOCK_REALTIME, FUTEX_PRIVATE_FLAG, FUTEX_WAIT, FUTEX_WAIT_BITSET, FUTEX_WAKE,
@@ -500,7 +499,7 @@ fn deadline(limit: VirtAddr, kind: u64) -> Result<Option<Deadline>, Errno> {
     }
     let nanoseconds = time::read_timespec(limit)?;
     let begin = if kind == FUTEX_WAIT_BITSET { uptime_nanoseconds() } else { 0 };
-    Ok(Some(Deadline::after(Duration::from_nanos(nanoseconds.saturating_sub(begin)))))
+    Ok(Some(time::after(nanoseconds.saturating_sub(begin))))
 }
 
 pub(super) fn prctl(call: &mut Syscall<'_>) -> Answer {

@@ -1,22 +1,21 @@
 //! Calls for signals.
 
-use core::time::Duration;
-
-use granule_abi::signal::{SI_TKILL, SI_USER, SIG_BLOCK, SIG_SETMASK, SIG_UNBLOCK, SigAction, SigInfo, SigStack};
+use granule_abi::signal::{SI_TKILL, SI_USER, SIG_BLOCK, SIG_SETMASK, SIG_UNBLOCK, SigAction, SigStack};
 use granule_arch::addr::VirtAddr;
 
 use super::pidfd::{given, permit};
 use super::poll::exchange_mask;
-use super::time::read_timespec;
+use super::time::{after, read_timespec};
 use super::{Answer, Syscall, read_quads, write_quads};
-use crate::chip::timer::Deadline;
 use crate::linux::errno::Errno;
 use crate::linux::process::send::{self, Asked};
+use crate::linux::process::signal::frame::info_bytes;
 use crate::linux::process::signal::{Effect, Set, Signal, SignalCause, deliver};
 use crate::linux::process::status::Life;
 use crate::linux::process::timer;
 use crate::linux::process::tree::Process;
 use crate::sched::{self, Woken};
+use crate::uaccess;
 
 /// Bytes of a signal set, which each call passes.
 pub(super) const SET: u64 = 8;
@@ -78,10 +77,6 @@ pub(super) fn rt_sigsuspend(call: &mut Syscall<'_>) -> Answer {
     Err(Errno::ERESTARTNOHAND)
 }
 
-fn after(nanoseconds: u64) -> Deadline {
-    Deadline::after(Duration::from_nanos(nanoseconds))
-}
-
 pub(super) fn rt_sigtimedwait(call: &mut Syscall<'_>) -> Answer {
     let (set, info, limit) = (call.address::<0>(), call.address::<1>(), call.address::<2>());
     if call.argument::<3>() != SET {
@@ -90,21 +85,23 @@ pub(super) fn rt_sigtimedwait(call: &mut Syscall<'_>) -> Answer {
     let [set] = read_quads(set)?;
     let (wanted, task) = (Set(set).blockable(), call.task);
     let limit = if limit.0 == 0 { u64::MAX } else { read_timespec(limit)? };
-    let (mut taken, mut failure) =
-        (task.take_or_await(wanted, if limit == 0 { Set::EMPTY } else { wanted }), Errno::EAGAIN);
-    if taken.is_none() && limit != 0 {
-        if sched::sleep_until(after(limit)) == Woken::Interrupted {
-            failure = Errno::EINTR;
+    let (end, mut failure) = (after(limit), (limit == 0).then_some(Errno::EAGAIN));
+    let (signal, cause) = loop {
+        // It is notified of none any more where it does not sleep again.
+        match (task.take_or_await(wanted, if failure.is_none() { wanted } else { Set::EMPTY }), failure) {
+            (Some(taken), _) => break taken,
+            (None, Some(error)) => return Err(error),
+            (None, None) => {}
         }
-        taken = task.take_or_await(wanted, Set::EMPTY);
-    }
-    let (signal, cause) = taken.ok_or(failure)?;
-    let SignalCause { code, fields } = timer::delivered(task.process(), signal, cause);
+        failure = match sched::sleep_until(end) {
+            Woken::TimedOut => Some(Errno::EAGAIN),
+            Woken::Interrupted if task.is_interrupted() => Some(Errno::EINTR),
+            Woken::Interrupted | Woken::ByAnother => None,
+        };
+    };
+    let cause = timer::delivered(task.process(), signal, cause);
     if info.0 != 0 {
-        let mut words = [0; size_of::<SigInfo>() / size_of::<u64>()];
-        let known = [u64::from(signal.number()), u64::from(code as u32), fields[0], fields[1]];
-        words.iter_mut().zip(known).for_each(|(word, known)| *word = known);
-        write_quads(info, words)?;
+        uaccess::copy_to_user(info, &info_bytes(&cause.info(signal)))?;
     }
     Ok(u64::from(signal.number()))
 }

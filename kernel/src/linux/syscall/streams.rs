@@ -61,6 +61,7 @@ pub(super) fn eventfd2(call: &mut Syscall<'_>) -> Answer {
     add(call, file, OnExec::requested(flags & EFD_CLOEXEC))
 }
 
+/// Opens the file under the lowest free descriptor.
 pub(super) fn add(call: &Syscall<'_>, file: FileRef, on_exec: OnExec) -> Answer {
     call.task.files().add(file, 0, most_files(call), on_exec).map(u64::from)
 }

@@ -1,14 +1,21 @@
 //! Calls for time.
 
+use core::time::Duration;
+
 use granule_abi::time::{CLOCK_BOOTTIME_ALARM, CLOCK_REALTIME_ALARM, TIMER_ABSTIME, Timespec};
 use granule_arch::addr::VirtAddr;
 
 use super::process::wait_for_futex;
 use super::{Answer, Syscall, read_quads, write_quads};
-use crate::chip::timer::uptime_nanoseconds;
+use crate::chip::timer::{Deadline, uptime_nanoseconds};
 use crate::linux::errno::Errno;
 use crate::linux::process::clocks::{Clock, Sleep};
 use crate::linux::process::task::{Continuation, Task};
+
+/// The moment after so many nanoseconds.
+pub(super) fn after(nanoseconds: u64) -> Deadline {
+    Deadline::after(Duration::from_nanos(nanoseconds))
+}
 
 /// Reads a time, in nanoseconds.
 pub(super) fn read_timespec(from: VirtAddr) -> Result<u64, Errno> {

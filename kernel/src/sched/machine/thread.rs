@@ -276,6 +276,11 @@ impl Thread {
         self.work.load(Ordering::Acquire) & work.0 != 0
     }
 
+    /// Takes back `work` that was raised: for the running thread, which looks then whether there is something to do.
+    pub fn lower(&self, work: Work) {
+        self.work.fetch_and(!work.0, Ordering::Acquire);
+    }
+
     /// Has its requests for memory stop at the kernel's reserve, as a program's do. For the running thread.
     pub fn set_works_for_program(&self) {
         let masked = interrupts::mask();
@@ -322,7 +327,7 @@ impl Thread {
             return Some(Work::TAG_FAULT);
         }
         if work & Work::SIGNAL.0 != 0 {
-            self.work.fetch_and(!Work::SIGNAL.0, Ordering::Acquire);
+            self.lower(Work::SIGNAL);
             return Some(Work::SIGNAL);
         }
         (work != 0).then(|| {

@@ -35,8 +35,8 @@ pub struct Stop {
     halted: usize,
     /// All of them had.
     is_complete: bool,
-    /// Stops that have ended.
-    round: u64,
+    /// Its number, from 1: stops that have ended, and this one or the next.
+    number: u64,
     /// The parent is yet to be notified that it continues.
     continues: bool,
     /// The change that the parent may wait for.
@@ -46,12 +46,17 @@ pub struct Stop {
 impl Stop {
     /// None.
     pub const NONE: Self =
-        Self { signal: None, taken: None, halted: 0, is_complete: false, round: 0, continues: false, change: None };
+        Self { signal: None, taken: None, halted: 0, is_complete: false, number: 1, continues: false, change: None };
 
     /// Whether threads halt.
     #[inline(always)]
     pub const fn is_active(&self) -> bool {
         self.signal.is_some()
+    }
+
+    /// Whether a thread of the process has halted in it.
+    pub fn has(&self, task: &Task) -> bool {
+        self.is_active() && task.halted_in.load(Ordering::Relaxed) == self.number
     }
 
     /// Ends it, because SIGCONT is sent or the process ends; whether there was one.
@@ -60,7 +65,7 @@ impl Stop {
         self.taken = None;
         if was_active {
             STOPPED.fetch_sub(1, Ordering::Relaxed);
-            *self = Self { round: self.round + 1, ..Self::NONE };
+            *self = Self { number: self.number + 1, ..Self::NONE };
         }
         was_active
     }
@@ -109,35 +114,34 @@ pub fn halt(task: &Task) {
             let ends = state.life != Life::Running || state.survivor.is_some();
             if !ends && !is_left_running && !state.stop.is_active() {
                 STOPPED.fetch_add(1, Ordering::Relaxed);
-                state.stop = Stop { signal: taken, round: state.stop.round, ..Stop::NONE };
+                state.stop = Stop { signal: taken, number: state.stop.number, ..Stop::NONE };
                 visit = Visit::HALT;
             }
         }
     }
     process.visit(visit);
-    let mut round = None;
-    while stays_halted(task, &mut round) {
+    while stays_halted(task) {
         park();
     }
 }
 
-/// Whether the running thread, which has halted in stop `mine`, or in none yet, halts on. Notifies the parent.
-fn stays_halted(task: &Task, mine: &mut Option<u64>) -> bool {
+/// Whether the running thread halts, or halts on. Notifies the parent.
+fn stays_halted(task: &Task) -> bool {
     let process = task.process();
     let (stays, notice) = {
         let tree = PROCESSES.lock();
         let mut state = process.lock();
         let (ends, threads, is_running) = (state.is_ending(task), state.threads(), state.life == Life::Running);
         let stop = &mut state.stop;
-        let is_counted = *mine == Some(stop.round);
+        let is_counted = stop.has(task);
         let stays = stop.is_active() && !ends;
+        task.halted_in.store(if stays { stop.number } else { 0 }, Ordering::Relaxed);
         let change = if stays {
             stop.halted += usize::from(!is_counted);
-            *mine = Some(stop.round);
             stop.complete(threads)
         } else {
             // Of a stop that goes on, for the thread that executes a program.
-            stop.halted -= usize::from(is_counted && stop.is_active());
+            stop.halted -= usize::from(is_counted);
             // Of a process that continues this may be the one thread that has halted, and another one executes a program.
             (core::mem::take(&mut stop.continues) && is_running).then_some(Change::Continued)
         };

@@ -200,9 +200,10 @@ fn snapshot(of: &ProcSubject) -> Result<Snapshot, Errno> {
             name: state.name,
             state: match task {
                 None => "Z (zombie)",
+                // From before its parent is notified, like on Linux.
+                Some(task) if state.stop.has(task) => "T (stopped)",
                 Some(task) if task.thread().is_parked() => match task.thread().is_uninterruptible() {
                     true => "D (disk sleep)",
-                    false if state.stop.is_active() => "T (stopped)",
                     false => "S (sleeping)",
                 },
                 Some(_) => "R (running)",

@@ -49,6 +49,8 @@ pub struct Task {
     pending: Pending,
     /// Whether the thread is leaving the process. Set by its own thread, under the lock of its process.
     leaves: AtomicBool,
+    /// The number of the stop of its process in which it has halted; 0 for none. Likewise.
+    pub halted_in: AtomicU64,
     space: UnsafeCell<Option<SpaceUser>>,
     /// Its descriptors, if they are not its process's. Set before it runs.
     pub own_files: Once<Counted<Files<FileRef>>>,
@@ -165,6 +167,7 @@ impl Task {
             awaited: AtomicU64::new(0),
             pending: Pending::new(),
             leaves: AtomicBool::new(false),
+            halted_in: AtomicU64::new(0),
             space: UnsafeCell::new(Some(space)),
             own_files: Once::new(),
             apart: Once::new(),
@@ -315,6 +318,11 @@ impl Task {
         &self.pending
     }
 
+    /// Those that are pending, for it or its process, and not blocked.
+    fn waiting(&self, state: &ProcessState) -> Set {
+        self.pending(state).set().with(state.pending.set()).without(self.blocked())
+    }
+
     /// Whether the thread is leaving the process: it handles no more signals.
     pub fn is_leaving(&self) -> bool {
         self.leaves.load(Ordering::Relaxed)
@@ -337,8 +345,19 @@ impl Task {
             return false;
         }
         let state = self.process.lock();
-        let waiting = self.pending(&state).set().with(state.pending.set()).without(self.blocked());
-        state.is_ending(self) || state.fatal(waiting).is_some()
+        state.is_ending(self) || state.fatal(self.waiting(&state)).is_some()
+    }
+
+    /// Whether the running thread, whose sleep a signal has ended, has one to deliver, halts or leaves. The signal may be
+    /// blocked by now, or another thread may have taken it: then the sleep goes on.
+    pub fn is_interrupted(&self) -> bool {
+        self.thread().lower(Work::SIGNAL);
+        let state = self.process.lock();
+        let is_interrupted = !self.waiting(&state).is_empty() || state.is_ending(self) || state.stop.is_active();
+        if is_interrupted {
+            self.thread().raise(Work::SIGNAL);
+        }
+        is_interrupted
     }
 
     /// Whether a signal is pending that ends the process of this task, whose thread runs: what takes long ends early then
@@ -362,8 +381,7 @@ impl Task {
             let before = self.blocked();
             let blocked = blocked.blockable();
             self.blocked.store(blocked.0, Ordering::Relaxed);
-            let waiting = self.pending(&state).set().with(state.pending.set());
-            if !waiting.without(blocked).is_empty() {
+            if !self.waiting(&state).is_empty() {
                 self.thread().raise(Work::SIGNAL);
             }
             let closed = state.pending.set().and(blocked).without(before);

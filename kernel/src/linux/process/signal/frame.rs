@@ -194,7 +194,7 @@ impl Image {
 }
 
 /// The bytes of a [`SigInfo`], field by field.
-fn info_bytes(info: &SigInfo) -> [u8; size_of::<SigInfo>()] {
+pub fn info_bytes(info: &SigInfo) -> [u8; size_of::<SigInfo>()] {
     let mut bytes = [0; size_of::<SigInfo>()];
     for (place, value) in bytes.chunks_exact_mut(4).zip([info.signal, info.errno, info.code]) {
         place.copy_from_slice(&value.to_le_bytes());

@@ -493,7 +493,7 @@ impl Sequence<'_> {
 fn sequences_of_calls_leave_each_page_what_it_should_hold() {
     let rig = Box::leak(Box::new(Rig::new(64)));
     let mut blocks = 0;
-    for seed in 1..=40 {
+    for seed in 1..=60 {
         let live: &[u16] = if seed % 2 == 0 { &[] } else { &[branch::SIZE_CHANGE] };
         // Every third has few page blocks.
         let left = if seed % 3 == 0 { 2 } else { usize::MAX };
@@ -520,5 +520,5 @@ fn sequences_of_calls_leave_each_page_what_it_should_hold() {
         taken.into_iter().for_each(|block| rig.frames.free_blocks(&rig.cpu, block, 0));
         assert_eq!((rig.used(), rig.frames.stats().refused), (0, 0), "seed {seed}");
     }
-    assert!(blocks > 200, "{blocks}");
+    assert!(blocks > 300, "{blocks}");
 }
