@@ -71,6 +71,8 @@ calls! {
     GETTIMEOFDAY __NR_gettimeofday, TIMES __NR_times, GETRUSAGE __NR_getrusage, SYSINFO __NR_sysinfo,
     SETPGID __NR_setpgid, GETPGID __NR_getpgid, GETSID __NR_getsid, SETSID __NR_setsid,
     GETGROUPS __NR_getgroups, FADVISE64 __NR_fadvise64, RSEQ __NR_rseq,
+    FUTEX_WAITV __NR_futex_waitv, FUTEX_WAKE_CALL __NR_futex_wake, FUTEX_WAIT_CALL __NR_futex_wait,
+    FUTEX_REQUEUE_CALL __NR_futex_requeue,
     PREADV __NR_preadv, PWRITEV __NR_pwritev, PREADV2 __NR_preadv2, PWRITEV2 __NR_pwritev2,
 }
 
@@ -123,7 +125,9 @@ same! { process, general:
     CSIGNAL CLONE_VM CLONE_FS CLONE_FILES CLONE_SIGHAND CLONE_VFORK CLONE_PARENT CLONE_THREAD CLONE_SYSVSEM
     CLONE_PIDFD CLONE_SETTLS CLONE_PARENT_SETTID CLONE_CHILD_CLEARTID CLONE_DETACHED CLONE_UNTRACED CLONE_CHILD_SETTID CLONE_PTRACE CLONE_IO
     WNOHANG WUNTRACED WCONTINUED FUTEX_WAIT FUTEX_WAKE FUTEX_WAIT_BITSET FUTEX_WAKE_BITSET
-    FUTEX_PRIVATE_FLAG FUTEX_CLOCK_REALTIME FUTEX_TID_MASK FUTEX_OWNER_DIED FUTEX_WAITERS
+    FUTEX_REQUEUE FUTEX_CMP_REQUEUE FUTEX_WAKE_OP FUTEX_OP_SET FUTEX_OP_ADD FUTEX_OP_OR FUTEX_OP_ANDN FUTEX_OP_XOR
+    FUTEX_OP_OPARG_SHIFT FUTEX_OP_CMP_EQ FUTEX_OP_CMP_NE FUTEX_OP_CMP_LT FUTEX_OP_CMP_LE FUTEX_OP_CMP_GT FUTEX_OP_CMP_GE
+    FUTEX2_SIZE_U32 FUTEX2_SIZE_MASK FUTEX2_PRIVATE FUTEX_WAITV_MAX FUTEX_PRIVATE_FLAG FUTEX_CLOCK_REALTIME FUTEX_TID_MASK FUTEX_OWNER_DIED FUTEX_WAITERS
 }
 const _: () = assert!(process::WALL == general::__WALL as u64 && process::WCLONE == general::__WCLONE as u64);
 same! { file, general: RWF_HIPRI RWF_DSYNC RWF_SYNC RWF_NOWAIT RWF_APPEND }
@@ -168,6 +172,8 @@ const _: () = {
     assert!(size_of::<signal::SigInfo>() == size_of::<general::siginfo>());
     assert!(size_of::<signal::SigStack>() == size_of::<general::sigaltstack>());
     assert!(offset_of!(signal::SigStack, size) == offset_of!(general::sigaltstack, ss_size));
+    assert!(size_of::<process::FutexWaitv>() == size_of::<general::futex_waitv>());
+    assert!(offset_of!(process::FutexWaitv, flags) == offset_of!(general::futex_waitv, flags));
     assert!(size_of::<time::Timespec>() == size_of::<general::__kernel_timespec>());
     assert!(size_of::<limits::RLimit>() == size_of::<general::rlimit64>());
     assert!(offset_of!(limits::RLimit, hard) == offset_of!(general::rlimit64, rlim_max));

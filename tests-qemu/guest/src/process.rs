@@ -238,6 +238,11 @@ fn epoll_sets_answer_as_on_linux(t: &mut Test) {
     succeeds(t, "epoll");
 }
 
+target_test!(futexes_of_several_words_answer_as_on_linux, needs("smp"), limit(60));
+fn futexes_of_several_words_answer_as_on_linux(t: &mut Test) {
+    succeeds(t, "futexes");
+}
+
 target_test!(processes_read_others_and_leave_marks_as_on_linux, needs("smp"), limit(60));
 fn processes_read_others_and_leave_marks_as_on_linux(t: &mut Test) {
     succeeds(t, "remote");

@@ -168,7 +168,11 @@ numbers! {
     PROCESS_MADVISE = 440 "process_madvise";
     EPOLL_PWAIT2 = 441 "epoll_pwait2";
     PROCESS_MRELEASE = 448 "process_mrelease";
+    FUTEX_WAITV = 449 "futex_waitv";
     SET_MEMPOLICY_HOME_NODE = 450 "set_mempolicy_home_node";
     FCHMODAT2 = 452 "fchmodat2";
+    FUTEX_WAKE_CALL = 454 "futex_wake";
+    FUTEX_WAIT_CALL = 455 "futex_wait";
+    FUTEX_REQUEUE_CALL = 456 "futex_requeue";
     MSEAL = 462 "mseal";
 }

@@ -174,6 +174,12 @@ pub struct RseqCs {
 pub const FUTEX_WAIT: u64 = 0;
 /// futex: wake as many sleepers.
 pub const FUTEX_WAKE: u64 = 1;
+/// futex: wake sleepers, and have others sleep for another word.
+pub const FUTEX_REQUEUE: u64 = 3;
+/// futex: [`FUTEX_REQUEUE`] where the word has a value.
+pub const FUTEX_CMP_REQUEUE: u64 = 4;
+/// futex: change another word, and wake sleepers of both.
+pub const FUTEX_WAKE_OP: u64 = 5;
 /// futex: [`FUTEX_WAIT`] with an absolute time limit, for wakers that name a bit of the set.
 pub const FUTEX_WAIT_BITSET: u64 = 9;
 /// futex: [`FUTEX_WAKE`] of sleepers with a bit of the set.
@@ -184,6 +190,53 @@ pub const FUTEX_PRIVATE_FLAG: u64 = 128;
 pub const FUTEX_CLOCK_REALTIME: u64 = 256;
 /// futex: the set that every waker's meets.
 pub const FUTEX_BITSET_MATCH_ANY: u32 = !0;
+
+/// [`FUTEX_WAKE_OP`]: the other word becomes the operand.
+pub const FUTEX_OP_SET: u32 = 0;
+/// [`FUTEX_WAKE_OP`]: the operand is added.
+pub const FUTEX_OP_ADD: u32 = 1;
+/// [`FUTEX_WAKE_OP`]: its bits are set.
+pub const FUTEX_OP_OR: u32 = 2;
+/// [`FUTEX_WAKE_OP`]: its bits are cleared.
+pub const FUTEX_OP_ANDN: u32 = 3;
+/// [`FUTEX_WAKE_OP`]: its bits change.
+pub const FUTEX_OP_XOR: u32 = 4;
+/// [`FUTEX_WAKE_OP`], with an operation: the operand is the number of a bit.
+pub const FUTEX_OP_OPARG_SHIFT: u32 = 8;
+/// [`FUTEX_WAKE_OP`]: sleepers of the other word are woken where it was equal to the argument.
+pub const FUTEX_OP_CMP_EQ: u32 = 0;
+/// [`FUTEX_WAKE_OP`]: where it was not.
+pub const FUTEX_OP_CMP_NE: u32 = 1;
+/// [`FUTEX_WAKE_OP`]: where it was less, as a signed number.
+pub const FUTEX_OP_CMP_LT: u32 = 2;
+/// [`FUTEX_WAKE_OP`]: less or equal.
+pub const FUTEX_OP_CMP_LE: u32 = 3;
+/// [`FUTEX_WAKE_OP`]: greater.
+pub const FUTEX_OP_CMP_GT: u32 = 4;
+/// [`FUTEX_WAKE_OP`]: greater or equal.
+pub const FUTEX_OP_CMP_GE: u32 = 5;
+/// The calls `futex_*`: a word has four bytes.
+pub const FUTEX2_SIZE_U32: u32 = 2;
+/// The calls `futex_*`: the size of a word.
+pub const FUTEX2_SIZE_MASK: u32 = 3;
+/// The calls `futex_*`: the word is this process's alone.
+pub const FUTEX2_PRIVATE: u32 = 128;
+/// Most words of `futex_waitv`.
+pub const FUTEX_WAITV_MAX: u32 = 128;
+
+/// A word of `futex_waitv` and `futex_requeue`: `struct futex_waitv`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct FutexWaitv {
+    /// The value that it must have.
+    pub val: u64,
+    /// Its address.
+    pub uaddr: u64,
+    /// [`FUTEX2_SIZE_U32`], [`FUTEX2_PRIVATE`].
+    pub flags: u32,
+    /// Zero.
+    pub reserved: u32,
+}
 
 /// The bits of a futex that are its owner's number.
 pub const FUTEX_TID_MASK: u32 = 0x3fff_ffff;

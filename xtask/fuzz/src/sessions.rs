@@ -17,7 +17,7 @@ use granule_runner::serial::Limit;
 use super::{SESSION_LIMIT, files};
 
 /// Programs of target tests, as they run at the monitor.
-const PROGRAMS: [&str; 44] = [
+const PROGRAMS: [&str; 45] = [
     "run accounts",
     "run scan",
     "run names",
@@ -41,6 +41,7 @@ const PROGRAMS: [&str; 44] = [
     "run tasks",
     "run tasks losers 20",
     "run epoll",
+    "run futexes",
     "run exec",
     "run answers",
     "run files",

@@ -7,6 +7,7 @@
 #![deny(clippy::disallowed_methods)]
 
 mod epoll;
+mod futex;
 mod io;
 mod limits;
 mod locks;
@@ -172,7 +173,11 @@ static TABLE: [SyscallEntry; number::END] = {
     table[number::EXIT] = entry!(process::exit);
     table[number::EXIT_GROUP] = entry!(process::exit_group);
     table[number::SET_TID_ADDRESS] = entry!(process::set_tid_address);
-    table[number::FUTEX] = entry!(process::futex);
+    table[number::FUTEX] = entry!(futex::futex);
+    table[number::FUTEX_WAITV] = entry!(futex::futex_waitv);
+    table[number::FUTEX_WAKE_CALL] = entry!(futex::futex_wake);
+    table[number::FUTEX_WAIT_CALL] = entry!(futex::futex_wait);
+    table[number::FUTEX_REQUEUE_CALL] = entry!(futex::futex_requeue);
     table[number::SET_ROBUST_LIST] = entry!(process::set_robust_list);
     table[number::GET_ROBUST_LIST] = entry!(process::get_robust_list);
     table[number::RSEQ] = entry!(process::rseq);

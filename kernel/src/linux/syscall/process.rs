@@ -4,8 +4,7 @@ use core::ops::Deref;
 use core::sync::atomic::Ordering;
 
 use granule_abi::process::{
-    FUTEX_BITSET_MATCH_ANY, FUTEX_CLOCK_REALTIME, FUTEX_PRIVATE_FLAG, FUTEX_WAIT, FUTEX_WAIT_BITSET, FUTEX_WAKE,
-    FUTEX_WAKE_BITSET, NAME_LENGTH, P_ALL, P_PGID, P_PID, P_PIDFD, PER_LINUX32, PER_MASK, PR_GET_MDWE, PR_GET_NAME,
+    NAME_LENGTH, P_ALL, P_PGID, P_PID, P_PIDFD, PER_LINUX32, PER_MASK, PR_GET_MDWE, PR_GET_NAME,
     PR_GET_TAGGED_ADDR_CTRL, PR_GET_THP_DISABLE, PR_MDWE_NO_INHERIT, PR_MDWE_REFUSE_EXEC_GAIN, PR_MTE_TAG_MASK,
     PR_MTE_TAG_SHIFT, PR_MTE_TCF_ASYNC, PR_MTE_TCF_MASK, PR_MTE_TCF_SYNC, PR_SET_MDWE, PR_SET_NAME,
     PR_SET_TAGGED_ADDR_CTRL, PR_SET_THP_DISABLE, PR_TAGGED_ADDR_ENABLE, PR_THP_DISABLE_EXCEPT_ADVISED,
@@ -15,23 +14,21 @@ use granule_abi::signal::{SIGCHLD, SigInfo};
 use granule_arch::addr::{PAGE, VirtAddr};
 
 use super::usage::USAGE;
-use super::{Answer, Syscall, io, names, read_bytes, read_quads, time, write_quads};
-use crate::chip::timer::{Deadline, uptime_nanoseconds};
+use super::{Answer, Syscall, io, names, read_bytes, read_quads, write_quads};
 use crate::kernel;
 use crate::linux::errno::Errno;
 use crate::linux::process::charge::Charge;
 use crate::linux::process::clone_request::CloneRequest;
 use crate::linux::process::elf::PATH_MAX;
 use crate::linux::process::exec::Drawn;
-use crate::linux::process::futex::{Scope, Wait};
 use crate::linux::process::registration::Registration;
 use crate::linux::process::signal::Signal;
 use crate::linux::process::stack::{self, StackMemory, StringCounts, Strings};
 use crate::linux::process::status::{Change, ExecError, Name, ProcessEnd};
-use crate::linux::process::task::{Continuation, Task};
+use crate::linux::process::task::Task;
 use crate::linux::process::tree::collect::Named;
 use crate::linux::process::tree::{PROCESSES, Process};
-use crate::linux::process::{clone, exec, exit, futex as sleepers, jobs};
+use crate::linux::process::{clone, exec, exit, jobs};
 use crate::mm::OutOfMemory;
 use crate::mm::paged::PagedBytes;
 use crate::mm::space::Settings;
@@ -451,55 +448,6 @@ pub(super) fn string_length(from: VirtAddr, most: usize) -> Result<Option<usize>
         done += bytes;
     }
     Ok(None)
-}
-
-pub(super) fn futex(call: &mut Syscall<'_>) -> Answer {
-    let (word, operation, value) = (call.address::<0>(), call.argument::<1>() as u32, call.argument::<2>() as u32);
-    let operation = u64::from(operation);
-    let scope = if operation & FUTEX_PRIVATE_FLAG != 0 { Scope::Private } else { Scope::Any };
-    let realtime = operation & FUTEX_CLOCK_REALTIME != 0;
-    let kind = operation & !(FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME);
-    let bits = match kind {
-        FUTEX_WAIT_BITSET | FUTEX_WAKE_BITSET => call.argument::<5>() as u32,
-        _ => FUTEX_BITSET_MATCH_ANY,
-    };
-    let waits = kind == FUTEX_WAIT || kind == FUTEX_WAIT_BITSET;
-    // As on Linux, the time limit is read first, if there is one, before the operation is checked.
-    let until = if waits { deadline(call.address::<3>(), kind)? } else { None };
-    if realtime && kind != FUTEX_WAIT_BITSET || !waits && kind != FUTEX_WAKE && kind != FUTEX_WAKE_BITSET {
-        return Err(Errno::ENOSYS);
-    }
-    if bits == 0 {
-        return Err(Errno::EINVAL);
-    }
-    if waits {
-        return wait_for_futex(call.task, &Wait { word, value, bits, until, scope });
-    }
-    // Linux wakes one for a count of 0 or below.
-    let count = (value as i32).max(1) as usize;
-    sleepers::wake(call.task.space(), word, count, bits, scope).map(|woken| woken as u64)
-}
-
-/// Waits. A wait that a signal interrupts is repeated, or continues up to the same limit.
-pub(super) fn wait_for_futex(task: &Task, wait: &Wait) -> Answer {
-    match sleepers::wait(task.space(), wait) {
-        Err(Errno::EINTR) if wait.until.is_none() => Err(Errno::ERESTARTSYS),
-        Err(Errno::EINTR) => {
-            task.continuation.set(Some(Continuation::Futex(*wait)));
-            Err(Errno::ERESTARTBLOCK)
-        }
-        result => result.map(|()| 0),
-    }
-}
-
-/// Reads the time limit of a wait of this kind, which begins now or at the boot; none at address 0.
-fn deadline(limit: VirtAddr, kind: u64) -> Result<Option<Deadline>, Errno> {
-    if limit.0 == 0 {
-        return Ok(None);
-    }
-    let nanoseconds = time::read_timespec(limit)?;
-    let begin = if kind == FUTEX_WAIT_BITSET { uptime_nanoseconds() } else { 0 };
-    Ok(Some(time::after(nanoseconds.saturating_sub(begin))))
 }
 
 pub(super) fn prctl(call: &mut Syscall<'_>) -> Answer {

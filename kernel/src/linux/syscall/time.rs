@@ -5,8 +5,7 @@ use core::time::Duration;
 use granule_abi::time::{CLOCK_BOOTTIME_ALARM, CLOCK_REALTIME_ALARM, TIMER_ABSTIME, Timespec};
 use granule_arch::addr::VirtAddr;
 
-use super::process::wait_for_futex;
-use super::{Answer, Syscall, read_quads, write_quads};
+use super::{Answer, Syscall, futex, read_quads, write_quads};
 use crate::chip::timer::{Deadline, uptime_nanoseconds};
 use crate::linux::errno::Errno;
 use crate::linux::process::clocks::{Clock, Sleep};
@@ -94,7 +93,7 @@ fn sleep(task: &Task, sleep: Sleep) -> Answer {
 pub(super) fn restart_syscall(call: &mut Syscall<'_>) -> Answer {
     match call.task.continuation.take() {
         Some(Continuation::Sleep(rest)) => sleep(call.task, rest),
-        Some(Continuation::Futex(rest)) => wait_for_futex(call.task, &rest),
+        Some(Continuation::Futex(rest)) => futex::wait(call.task, &rest),
         None => Err(Errno::EINTR),
     }
 }

@@ -13,7 +13,7 @@ use granule_runner::differences::{DIFFERENCES, Difference};
 use super::kernels::Kernels;
 
 /// Programs that compare each answer with Linux's, or whose end tells that all was as they expect.
-const PROGRAMS: [&str; 35] = [
+const PROGRAMS: [&str; 36] = [
     "accounts",
     "advice race",
     "bti exec",
@@ -23,6 +23,7 @@ const PROGRAMS: [&str; 35] = [
     "exec",
     "files",
     "frames",
+    "futexes",
     "huge",
     "limits",
     "locks",

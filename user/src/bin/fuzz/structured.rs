@@ -480,7 +480,15 @@ impl Random {
 
     /// At addresses of every kind, and with a time-out, but for a few.
     fn futex(&mut self) {
-        let operation = self.of(&[FUTEX_WAIT, FUTEX_WAKE, 3, 4, 5, FUTEX_WAIT_BITSET, FUTEX_WAKE_BITSET]);
+        let operation = self.of(&[
+            FUTEX_WAIT,
+            FUTEX_WAKE,
+            FUTEX_REQUEUE,
+            FUTEX_CMP_REQUEUE,
+            FUTEX_WAKE_OP,
+            FUTEX_WAIT_BITSET,
+            FUTEX_WAKE_BITSET,
+        ]);
         let flags = self.of(&[0, FUTEX_PRIVATE_FLAG, FUTEX_CLOCK_REALTIME]);
         let word = match self.below(8) {
             0 => self.pointer(),
@@ -495,6 +503,15 @@ impl Random {
             _ => &raw const limit as u64,
         };
         let bits = self.of(&[0, 1, u64::MAX]);
+        if self.below(4) == 0 {
+            let end = Timespec::from_nanoseconds(time::now() + self.below(200_000));
+            let flags = self.of(&[FUTEX2_SIZE_U32, FUTEX2_SIZE_U32 | FUTEX2_PRIVATE, 0]);
+            let words = [word, self.pages, self.pages + 4];
+            let list = words.map(|uaddr| FutexWaitv { val: value, uaddr, flags, reserved: 0 });
+            let count = 1 + self.below(3);
+            raw(FUTEX_WAITV, &[list.as_ptr() as u64, count, 0, &raw const end as u64, CLOCK_MONOTONIC]);
+            return;
+        }
         raw(FUTEX, &[word, operation | flags, value, limit, self.page(), bits]);
     }
 }

@@ -5,24 +5,30 @@
 //! sleep; a wake-up in the meantime is kept in the sleeper's node.
 //!
 //! The sleepers of a word are found by its key, in the order in which they came. A waker wakes [`BATCH`] of them under
-//! one hold of the lock, with interrupts masked, and continues after the last one.
+//! one hold of the lock, with interrupts masked, and continues after the last one. One that moves sleepers to another
+//! word holds both queues: at each moment a sleeper is found by one of the words.
 //!
-//! A node is on its sleeper's stack, and accessed only under the queue's lock. A waker finishes with it under one hold,
-//! and a sleeper acquires the lock once more before it returns.
+//! A node is on its thread's stack, or in frames of its call, and accessed only under the lock of the queue that it is
+//! in. A waker finishes with it under one hold, and a thread acquires the lock of each of its nodes once more before it
+//! returns.
 
 #![allow(unsafe_code, reason = "sleepers on stacks of their threads, under the lock of their queue")]
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::cell::Cell;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use granule_arch::addr::{PAGE, VirtAddr};
+use granule_arch::addr::{PAGE, PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::Protection;
 use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef, intrusive_adapter};
 
 use crate::chip::timer::Deadline;
 use crate::linux::errno::Errno;
+use crate::mm::paged::PagedList;
 use crate::mm::space::Space;
-use crate::sched::{ThreadRef, Woken, Work, current, park, relax, with_timeout};
-use crate::sync::{IrqLock, rank};
+use crate::sched::{ThreadRef, Work, current, is_killed, park, relax, with_timeout};
+use crate::smp::this_cpu;
+use crate::sync::{IrqGuard, IrqLock, rank};
 use crate::uaccess;
 
 /// Queues, by the hash of the key.
@@ -65,16 +71,24 @@ enum KeyKind {
     Object,
 }
 
-/// A sleeping thread.
+/// A thread in a wait for words.
+struct Waiter {
+    thread: ThreadRef,
+    /// It was woken by one of them.
+    woken: AtomicBool,
+}
+
+/// Its place among the sleepers of one word.
 struct Sleeper {
     link: RBTreeLink,
-    key: FutexKey,
-    /// Sleepers have ascending numbers.
-    number: u64,
+    /// The word, and its number: sleepers have ascending ones. Both change under the lock of its queue, outside of the
+    /// tree.
+    place: Cell<(FutexKey, u64)>,
+    /// Its queue, by its number. Changed under the locks of the old one and the new one.
+    queue: AtomicUsize,
     /// A waker wakes it if its bits meet these.
     bits: u32,
-    thread: ThreadRef,
-    woken: AtomicBool,
+    waiter: NonNull<Waiter>,
 }
 
 intrusive_adapter!(Link = UnsafeRef<Sleeper>: Sleeper { link => RBTreeLink });
@@ -82,11 +96,103 @@ intrusive_adapter!(Link = UnsafeRef<Sleeper>: Sleeper { link => RBTreeLink });
 impl KeyAdapter<'_> for Link {
     type Key = (FutexKey, u64);
     fn get_key(&self, sleeper: &Sleeper) -> (FutexKey, u64) {
-        (sleeper.key, sleeper.number)
+        sleeper.place.get()
     }
 }
 
-/// Which processes may share the word.
+impl Sleepers {
+    /// Adds one at the end of those of a word, in the tree of queue `number`.
+    ///
+    /// # Safety
+    /// It is in no tree, and stays where it is, like its waiter, until [`Sleeper::leave`].
+    unsafe fn add(&mut self, sleeper: *const Sleeper, key: FutexKey) {
+        // SAFETY: it stays.
+        let sleeper = unsafe { UnsafeRef::from_raw(sleeper) };
+        sleeper.place.set((key, self.next));
+        sleeper.queue.store(key.queue(), Ordering::Relaxed);
+        self.next += 1;
+        self.tree.insert(sleeper);
+    }
+
+    /// The next sleeper of the word of `from` whose number is below `end` and whose bits meet `bits`, from number `from.1`
+    /// on, which becomes the one after it. It is taken out. Looks at up to `visits` of them.
+    fn take(
+        &mut self,
+        from: &mut (FutexKey, u64),
+        end: u64,
+        bits: u32,
+        visits: &mut usize,
+    ) -> Option<UnsafeRef<Sleeper>> {
+        let mut cursor = self.tree.lower_bound_mut(Bound::Included(&*from));
+        while *visits != 0 {
+            let (key, number) = cursor.get()?.place.get();
+            if key != from.0 || number >= end {
+                return None;
+            }
+            *visits -= 1;
+            from.1 = number + 1;
+            if cursor.get()?.bits & bits != 0 {
+                return cursor.remove();
+            }
+            cursor.move_next();
+        }
+        None
+    }
+}
+
+impl Sleeper {
+    fn new(key: FutexKey, bits: u32, waiter: &Waiter) -> Self {
+        let waiter = NonNull::from(waiter);
+        Self { link: RBTreeLink::new(), place: Cell::new((key, 0)), queue: AtomicUsize::new(key.queue()), bits, waiter }
+    }
+
+    /// From now on wakers find it.
+    ///
+    /// # Safety
+    /// Neither it nor its waiter moves until [`Self::leave`].
+    unsafe fn join(&self) {
+        let (key, _) = self.place.get();
+        // SAFETY: it is new.
+        unsafe { SLEEPERS[key.queue()].lock().add(self, key) };
+    }
+
+    /// Takes it out of its queue; whether a waker has. No waker knows it any more, nor its waiter by it.
+    fn leave(&self) -> bool {
+        loop {
+            let number = self.queue.load(Ordering::Relaxed);
+            let mut sleepers = SLEEPERS[number].lock();
+            // A waker may have moved it to another word in the meantime.
+            if self.queue.load(Ordering::Relaxed) != number {
+                continue;
+            }
+            if !self.link.is_linked() {
+                return true;
+            }
+            // SAFETY: linked, and in this tree alone.
+            unsafe { sleepers.tree.cursor_mut_from_ptr(self) }.remove();
+            return false;
+        }
+    }
+
+    /// Wakes its thread. Under the lock of its queue, which it was taken out of.
+    fn wake(&self) {
+        // SAFETY: the thread waits for this lock before it drops its waiter.
+        let waiter = unsafe { self.waiter.as_ref() };
+        waiter.woken.store(true, Ordering::Relaxed);
+        waiter.thread.unpark();
+    }
+}
+
+/// A word of user memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Word {
+    /// Its address.
+    pub at: VirtAddr,
+    /// Which processes may share it.
+    pub scope: Scope,
+}
+
+/// Which processes may share a word.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Scope {
     /// The space alone (`FUTEX_PRIVATE_FLAG`).
@@ -101,7 +207,7 @@ impl FutexKey {
     /// # Errors
     /// `EINVAL` (not aligned), `EFAULT`: not an address of EL0; and where the scope is not private, nothing is mapped
     /// there, it may not be accessed, a guard is there, or it is private read-only memory, which would never change.
-    fn of(space: &Space, word: VirtAddr, scope: Scope) -> Result<Self, Errno> {
+    fn of(space: &Space, Word { at: word, scope }: Word) -> Result<Self, Errno> {
         if !word.is_aligned(size_of::<u32>() as u64) {
             return Err(Errno::EINVAL);
         }
@@ -130,10 +236,11 @@ impl FutexKey {
         key.flatten().filter(|_| !space.has_guard(untagged.align_down(PAGE))).ok_or(Errno::EFAULT)
     }
 
-    fn queue(self) -> &'static SleeperQueue {
+    /// The number of its queue.
+    const fn queue(self) -> usize {
         // Words have four bytes, and neighbours should not share a queue.
         let hash = (self.owner as u64 ^ self.offset >> 2).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        &SLEEPERS[(hash >> 58) as usize]
+        (hash >> 58) as usize
     }
 }
 
@@ -142,16 +249,20 @@ const _: () = assert!(QUEUES == 1 << (64 - 58));
 /// A wait for a word.
 #[derive(Clone, Copy, Debug)]
 pub struct Wait {
-    /// Its address.
-    pub word: VirtAddr,
+    /// The word.
+    pub word: Word,
     /// The value with which the thread may sleep.
     pub value: u32,
     /// Wakers wake the sleeper if their bits meet these.
     pub bits: u32,
     /// The end of the sleep in any case.
     pub until: Option<Deadline>,
-    /// Which processes may share the word.
-    pub scope: Scope,
+}
+
+/// # Errors
+/// `EAGAIN`: the word has another value; `EFAULT`.
+fn expect(word: Word, value: u32) -> Result<(), Errno> {
+    if uaccess::get_u32(word.at)? == value { Ok(()) } else { Err(Errno::EAGAIN) }
 }
 
 /// Sleeps while the word has this value, until it is woken with a set that meets `bits`, or `until`.
@@ -159,107 +270,235 @@ pub struct Wait {
 /// # Errors
 /// `EAGAIN` (another value), `EFAULT`, `EINVAL` (not aligned), `ETIMEDOUT`, `EINTR`.
 pub fn wait(space: &Space, wait: &Wait) -> Result<(), Errno> {
-    let &Wait { word, value, bits, until, scope } = wait;
     // A bad address is refused before a waker could find the thread.
-    let key = FutexKey::of(space, word, scope)?;
-    if uaccess::get_u32(word)? != value {
-        return Err(Errno::EAGAIN);
+    let key = FutexKey::of(space, wait.word)?;
+    expect(wait.word, wait.value)?;
+    let waiter = Waiter::of_current();
+    let sleeper = Sleeper::new(key, wait.bits, &waiter);
+    // SAFETY: neither moves before it leaves, below.
+    unsafe { sleeper.join() };
+    let outcome = waiter.sleep(wait.until, || expect(wait.word, wait.value));
+    // Also a wake-up in the last moment, which is not lost.
+    if sleeper.leave() { Ok(()) } else { outcome }
+}
+
+/// Bytes of the lists of a wait for so many words.
+pub const fn footprint(words: usize) -> usize {
+    2 * PAGE_SIZE + words * (size_of::<(Word, u32)>() + size_of::<Sleeper>())
+}
+
+/// Sleeps while each of the words has its value, until one is woken, or `until`; returns which.
+///
+/// # Errors
+/// As [`wait`], of the first word with one; [`OutOfMemory`](crate::mm::OutOfMemory).
+pub fn wait_for_any(space: &Space, words: &PagedList<(Word, u32)>, until: Option<Deadline>) -> Result<usize, Errno> {
+    let waiter = Waiter::of_current();
+    let mut sleepers = PagedList::new(words.frames());
+    for &(word, _) in words.iter() {
+        sleepers.push(Sleeper::new(FutexKey::of(space, word)?, u32::MAX, &waiter))?;
+        relax();
     }
-    let mut changed = Ok(());
-    let woken = sleep_unless(key, bits, until, || {
-        changed = match uaccess::get_u32(word) {
-            Ok(now) if now == value => Ok(()),
-            Ok(_) => Err(Errno::EAGAIN),
-            Err(error) => Err(error.into()),
-        };
-        changed.is_err()
-    });
-    match woken {
-        Some(Woken::ByAnother) => Ok(()),
-        Some(Woken::TimedOut) => Err(Errno::ETIMEDOUT),
-        Some(Woken::Interrupted) => Err(Errno::EINTR),
-        None => changed,
+    for sleeper in sleepers.iter() {
+        // SAFETY: neither moves before all leave, below.
+        unsafe { sleeper.join() };
     }
+    let outcome = waiter.sleep(until, || words.iter().try_for_each(|&(word, value)| expect(word, value)));
+    let mut woken = None;
+    for (number, sleeper) in sleepers.iter().enumerate() {
+        // As on Linux the last one, where several are.
+        woken = sleeper.leave().then_some(number).or(woken);
+    }
+    woken.map_or_else(|| outcome.and(Err(Errno::EAGAIN)), Ok)
 }
 
 /// Wakes at most `count` sleepers of the word whose bits meet `bits`; returns how many.
 ///
 /// # Errors
 /// `EFAULT`, `EINVAL` (not aligned).
-pub fn wake(space: &Space, word: VirtAddr, count: usize, bits: u32, scope: Scope) -> Result<usize, Errno> {
-    let key = FutexKey::of(space, word, scope)?;
-    Ok(wake_key(key, count, bits))
+pub fn wake(space: &Space, word: Word, count: usize, bits: u32) -> Result<usize, Errno> {
+    Ok(wake_key(FutexKey::of(space, word)?, count, bits))
 }
 
 fn wake_key(key: FutexKey, count: usize, bits: u32) -> usize {
-    let queue = key.queue();
+    let queue = &SLEEPERS[key.queue()];
     // Later sleepers are not woken: else this might never end.
     let end = queue.lock().next;
     let (mut from, mut woken) = ((key, 0), 0);
     loop {
-        let mut sleepers = queue.lock();
-        let mut cursor = sleepers.tree.lower_bound_mut(Bound::Included(&from));
-        for _ in 0..BATCH {
-            let Some(sleeper) = cursor.get() else { return woken };
-            if woken == count || sleeper.key != key || sleeper.number >= end {
-                return woken;
-            }
-            from = (key, sleeper.number + 1);
-            if sleeper.bits & bits == 0 {
-                cursor.move_next();
-            } else if let Some(sleeper) = cursor.remove() {
-                sleeper.woken.store(true, Ordering::Relaxed);
-                sleeper.thread.unpark();
-                woken += 1;
-            }
+        let (mut sleepers, mut visits) = (queue.lock(), BATCH);
+        while woken != count
+            && let Some(sleeper) = sleepers.take(&mut from, end, bits, &mut visits)
+        {
+            sleeper.wake();
+            woken += 1;
         }
         drop(sleepers);
+        if woken == count || visits != 0 {
+            return woken;
+        }
         relax();
     }
 }
 
-/// Sleeps until it is woken, `until` has come, or a signal is pending. `unless` is called first, when wakers find this
-/// thread already; if it returns true the thread does not sleep: `None`. It may sleep itself.
-fn sleep_unless(key: FutexKey, bits: u32, until: Option<Deadline>, unless: impl FnOnce() -> bool) -> Option<Woken> {
-    let queue = key.queue();
-    let (thread, woken) = (current().to_ref(), AtomicBool::new(false));
-    let mut sleeper = Sleeper { link: RBTreeLink::new(), key, number: 0, bits, thread, woken };
-    {
-        let mut sleepers = queue.lock();
-        sleeper.number = sleepers.next;
-        sleepers.next += 1;
-        // SAFETY: the node does not move until it is out of the tree, and a waker that removed it has dropped the lock.
-        sleepers.tree.insert(unsafe { UnsafeRef::from_raw(&raw const sleeper) });
-    }
-    let (mut unless, mut refused) = (Some(unless), false);
-    let sleep = |passed: &dyn Fn() -> bool| loop {
-        // Relaxed: the queue's lock, below, orders what the waker did.
-        if sleeper.woken.load(Ordering::Relaxed) {
-            break Woken::ByAnother;
-        }
-        refused = refused || unless.take().is_some_and(|unless| unless());
-        if refused || current().has(Work::SIGNAL) {
-            break Woken::Interrupted;
-        }
-        if passed() {
-            break Woken::TimedOut;
-        }
-        park();
-    };
-    let outcome = match until {
-        None => sleep_without_end(sleep),
-        Some(until) => with_timeout(until, sleep),
-    };
-    let mut sleepers = queue.lock();
-    if !sleeper.link.is_linked() {
-        // Also after a wake-up in the last moment, which is not lost.
-        return Some(Woken::ByAnother);
-    }
-    // SAFETY: linked, and in this tree alone.
-    unsafe { sleepers.tree.cursor_mut_from_ptr(&raw const sleeper) }.remove();
-    (!refused).then_some(outcome)
+/// Two queues, locked; one, where a word's queue is the other's too.
+struct Pair {
+    // Dropped first, as it was taken last.
+    second: Option<SleepersGuard>,
+    first: SleepersGuard,
+    /// `first` is that of the second word.
+    is_swapped: bool,
 }
 
-fn sleep_without_end(sleep: impl FnOnce(&dyn Fn() -> bool) -> Woken) -> Woken {
+type SleepersGuard = IrqGuard<'static, Sleepers, { rank::WAIT }>;
+
+impl Pair {
+    fn lock(words: [FutexKey; 2]) -> Self {
+        let [one, other] = words.map(FutexKey::queue);
+        if one == other {
+            return Self { second: None, first: SLEEPERS[one].lock(), is_swapped: false };
+        }
+        let mut is_swapped = false;
+        loop {
+            let [first, second] = if is_swapped { [other, one] } else { [one, other] };
+            let first = SLEEPERS[first].lock();
+            if let Some(second) = SLEEPERS[second].try_lock() {
+                return Self { second: Some(second), first, is_swapped };
+            }
+            // Its holder may wait for the first one: the next to be waited for is that.
+            is_swapped = !is_swapped;
+        }
+    }
+
+    fn from(&mut self) -> &mut Sleepers {
+        match &mut self.second {
+            Some(second) if self.is_swapped => second,
+            _ => &mut self.first,
+        }
+    }
+
+    fn to(&mut self) -> &mut Sleepers {
+        match &mut self.second {
+            Some(second) if !self.is_swapped => second,
+            _ => &mut self.first,
+        }
+    }
+}
+
+/// Wakes `wakes` sleepers of the first word, and has up to `moves` others sleep for the second one, where the first has the
+/// value, if there is one; returns how many were woken or moved.
+///
+/// # Errors
+/// `EAGAIN` (another value), `EFAULT`, `EINVAL` (not aligned), `EINTR`: a signal ends the process.
+pub fn requeue(
+    space: &Space,
+    words: [Word; 2],
+    value: Option<u32>,
+    [wakes, moves]: [usize; 2],
+) -> Result<usize, Errno> {
+    let [from, to] = words;
+    let keys @ [from_key, to_key] = [FutexKey::of(space, from)?, FutexKey::of(space, to)?];
+    let (mut place, mut end, mut done) = ((from_key, 0), None, 0);
+    loop {
+        let (mut pair, mut visits) = (Pair::lock(keys), BATCH);
+        // Nothing is resolved with interrupts masked.
+        let is = value.filter(|_| end.is_none()).map_or(Ok(()), |value| expect(from, value));
+        if is == Err(Errno::EFAULT) {
+            drop(pair);
+            uaccess::get_u32(from.at)?;
+        } else {
+            is?;
+            // Later sleepers are left: else this might never end.
+            let end = *end.get_or_insert(pair.from().next);
+            while done != wakes + moves
+                && let Some(sleeper) = pair.from().take(&mut place, end, u32::MAX, &mut visits)
+            {
+                if done < wakes {
+                    sleeper.wake();
+                } else {
+                    // SAFETY: it was taken out, and its thread waits for the lock of one of these queues before it ends.
+                    unsafe { pair.to().add(UnsafeRef::into_raw(sleeper), to_key) };
+                }
+                done += 1;
+            }
+            drop(pair);
+            if done == wakes + moves || visits != 0 {
+                return Ok(done);
+            }
+        }
+        relax();
+        if is_killed() {
+            return Err(Errno::EINTR);
+        }
+    }
+}
+
+/// Changes the second word by `change`, wakes up to `counts` sleepers of the first and, where `is_met` by the value before,
+/// of the second; returns how many.
+///
+/// # Errors
+/// `EFAULT`, `EINVAL` (not aligned), `EINTR`: a signal ends the process.
+pub fn wake_after(
+    space: &Space,
+    words: [Word; 2],
+    counts: [usize; 2],
+    change: impl Fn(u32) -> u32,
+    is_met: impl FnOnce(u32) -> Result<bool, Errno>,
+) -> Result<usize, Errno> {
+    let [first, second] = words;
+    let [first_key, second_key] = [FutexKey::of(space, first)?, FutexKey::of(space, second)?];
+    let mut found = uaccess::get_u32(second.at)?;
+    loop {
+        let now =
+            space.exchange_word(this_cpu(), second.at.untagged(), found, change(found)).map_err(|_| Errno::EFAULT)?;
+        if now == found {
+            break;
+        }
+        found = now;
+        relax();
+        if is_killed() {
+            return Err(Errno::EINTR);
+        }
+    }
+    let is_met = is_met(found)?;
+    let woken = wake_key(first_key, counts[0], u32::MAX);
+    Ok(woken + if is_met { wake_key(second_key, counts[1], u32::MAX) } else { 0 })
+}
+
+impl Waiter {
+    fn of_current() -> Self {
+        Self { thread: current().to_ref(), woken: AtomicBool::new(false) }
+    }
+
+    /// Sleeps until it is woken, `until` has come, or a signal is pending. `unless` is called first, when wakers find this
+    /// thread already; if it fails the thread does not sleep. It may sleep itself.
+    ///
+    /// # Errors
+    /// `ETIMEDOUT`, `EINTR`; those of `unless`.
+    fn sleep(&self, until: Option<Deadline>, unless: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
+        let mut unless = Some(unless);
+        let sleep = |passed: &dyn Fn() -> bool| loop {
+            // Relaxed: the lock of a sleeper's queue, which it leaves, orders what the waker did.
+            if self.woken.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            if let Some(unless) = unless.take() {
+                unless()?;
+            }
+            if current().has(Work::SIGNAL) {
+                return Err(Errno::EINTR);
+            }
+            if passed() {
+                return Err(Errno::ETIMEDOUT);
+            }
+            park();
+        };
+        match until {
+            None => sleep_without_end(sleep),
+            Some(until) => with_timeout(until, sleep),
+        }
+    }
+}
+
+fn sleep_without_end<R>(sleep: impl FnOnce(&dyn Fn() -> bool) -> R) -> R {
     sleep(&|| false)
 }

@@ -8,7 +8,7 @@ use core::sync::atomic::Ordering;
 use granule_abi::process::{FUTEX_OWNER_DIED, FUTEX_TID_MASK, FUTEX_WAITERS, RobustListHead};
 use granule_arch::addr::VirtAddr;
 
-use super::futex::{self, Scope};
+use super::futex::{self, Scope, Word};
 use super::task::Task;
 use crate::sched::relax;
 use crate::smp::this_cpu;
@@ -118,5 +118,5 @@ fn mark(task: &Task, Entry { at, inherits }: Entry, offset: u64, field: HeadFiel
 
 fn wake(task: &Task, word: VirtAddr) {
     // A word that cannot be a shared futex has no sleepers to wake.
-    let _ = futex::wake(task.space(), word, 1, u32::MAX, Scope::Any);
+    let _ = futex::wake(task.space(), Word { at: word, scope: Scope::Any }, 1, u32::MAX);
 }
