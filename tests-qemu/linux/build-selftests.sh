@@ -1,9 +1,10 @@
 #!/bin/sh
-# Builds Linux's own tests of userfaultfd, as they are: build-selftests.sh OUT.
+# Builds Linux's own tests (kselftests) of memory and of what stands beside it, as they are, by their own makefiles:
+# build-selftests.sh OUT.
 #
 # The source is the distribution's package of a pinned Linux, taken from the mirror that this machine's apt uses; the
-# headers are that source's. The programs are static, for arm64. OUT keeps what was fetched, so a second run builds
-# nothing.
+# headers are that source's. The programs are static, for arm64, and below OUT/programs; OUT/list has their names. Those
+# that want libraries of others (libcap, libnuma) are not built. OUT keeps what was fetched, so a second run builds nothing.
 #
 # Exit status: 0, or 77 where the source or the compiler cannot be had, with the reason as the last line.
 set -eu
@@ -11,7 +12,7 @@ set -eu
 version=7.2.13-1
 sum=30a8c5fc63f9028a62e6d7b3f7f43bee67425dbce2a05fceba83f9b87c92083d
 package=linux-source-7.2_${version}_all.deb
-programs='uffd-unit-tests uffd-stress uffd-wp-mremap'
+targets='mm futex clone3 membarrier memfd mincore mseal_system_mappings filesystems/eventfd pidfd arm64'
 
 skip() {
     printf '%s\n' "$*"
@@ -21,6 +22,9 @@ skip() {
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
 cd "$out"
+# Others that want the same wait.
+exec 9>lock
+flock 9
 if [ "$(cat built 2>/dev/null)" = "$version" ]; then exit 0; fi
 
 compiler=aarch64-linux-gnu-gcc
@@ -50,17 +54,22 @@ mkdir source
 dpkg-deb --fsys-tarfile "$package" | tar -xOf - --wildcards '*/linux-source-*.tar.xz' >source.tar.xz
 tar -xf source.tar.xz -C source --strip-components=1 --wildcards --no-wildcards-match-slash \
     '*/Makefile' '*/Kbuild' '*/scripts' '*/include' '*/usr' '*/arch/arm64' '*/tools/include' '*/tools/scripts' \
-    '*/tools/testing/selftests/*.h' '*/tools/testing/selftests/mm' '*/mm/gup_test.h'
+    '*/tools/arch/arm64' '*/tools/lib' '*/tools/build' '*/tools/testing/selftests' '*/mm/gup_test.h'
 rm source.tar.xz
 make -s -C source headers ARCH=arm64 >headers.log 2>&1
-cd source/tools/testing/selftests/mm
-# The tests' own makefile would write this file: there is no io_uring, so it is empty.
-: >local_config.h
-for program in $programs; do
-    # shellcheck disable=SC2086 # several words
-    "$compiler" -static -O2 -Wall -D_GNU_SOURCE= -I . -I .. -isystem "$out/source/usr/include" \
-        -isystem "$out/source/tools/include/uapi" -o "$out/$program" "$program.c" uffd-common.c vm_util.c hugepage_settings.c -lrt -lpthread -lm
-done
+touch begun
+# Some are not built: `-k`, and no word about them here.
+make -k -j"$(nproc)" -C source/tools/testing/selftests ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu- \
+    KHDR_INCLUDES="-isystem $out/source/usr/include" LDFLAGS=-static LDLIBS='-lrt -lpthread -lm' \
+    TARGETS="$targets" ARM64_SUBTARGETS='mte signal abi bti tags' >make.log 2>&1 || true
+cd source/tools/testing/selftests
+find . -type f -perm -u+x -newer "$out/begun" ! -name '*.sh' ! -name '*.so' ! -path './arm64/signal/testcases/*' |
+    sed 's,^\./,,' | sort >"$out/list"
+while read -r program; do
+    mkdir -p "$out/programs/$(dirname "$program")"
+    aarch64-linux-gnu-strip -o "$out/programs/$program" "$program"
+done <"$out/list"
 cd "$out"
+[ -e programs/mm/uffd-unit-tests ]
 rm -rf source
 printf '%s\n' "$version" >built

@@ -67,6 +67,7 @@ numbers! {
     EXIT_GROUP = 94 "exit_group";
     WAITID = 95 "waitid";
     SET_TID_ADDRESS = 96 "set_tid_address";
+    CAPGET = 90 "capget";
     FUTEX = 98 "futex";
     SET_ROBUST_LIST = 99 "set_robust_list";
     GET_ROBUST_LIST = 100 "get_robust_list";

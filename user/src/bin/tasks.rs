@@ -64,6 +64,7 @@ fn usage_is_answered() {
         let [_, microseconds, ..] = unsafe { core::ptr::read_volatile(&raw const words) };
         assert!(microseconds < 1_000_000, "{microseconds}");
     }
+    words = [0; 18];
     assert_eq!(call(SYSINFO, [NOWHERE]), Err(EFAULT));
     assert_eq!(call(SYSINFO, [to]), Ok(0));
     // SAFETY: as above.
@@ -76,6 +77,24 @@ fn usage_is_answered() {
     assert_eq!([call(GETTIMEOFDAY, [0, 0]), call(GETTIMEOFDAY, [to, to + 16])], [Ok(0); 2]);
     assert_eq!(call(GETTIMEOFDAY, [NOWHERE, 0]), Err(EFAULT));
     assert_eq!([call(GETGROUPS, [0, 0]), call(GETGROUPS, [u64::MAX, 0])], [Ok(0), Err(EINVAL)]);
+    for (version, process, answer, words) in [
+        (0x1998_0330, 0, Ok(0), [!0, !0, 0, 7, 7, 7]),
+        (0x2007_1026, process::id(), Ok(0), [!0, !0, 0, 0x1ff, 0x1ff, 0]),
+        (0x2008_0522, process::thread_id(), Ok(0), [!0, !0, 0, 0x1ff, 0x1ff, 0]),
+        (0x2008_0522, 1 << 31, Err(EINVAL), [7; 6]),
+        (0x2008_0522, 30_000, Err(ESRCH), [7; 6]),
+        (0x2008_0521, 0, Err(EINVAL), [7; 6]),
+    ] {
+        let (mut header, mut data) = ([version, process], [7_u32; 6]);
+        let [header_at, data_at] = [header.as_mut_ptr() as u64, data.as_mut_ptr() as u64];
+        assert_eq!((call(CAPGET, [header_at, data_at]), data), (answer, words), "{version:#x} {process}");
+        assert_eq!(header[0], version.max(0x2008_0522 * u32::from(version == 0x2008_0521)), "the preferred one");
+        assert_eq!([call(CAPGET, [header_at, 0]), call(CAPGET, [NOWHERE, data_at])], [Ok(0), Err(EFAULT)]);
+        assert_eq!(
+            call(CAPGET, [header_at, NOWHERE]),
+            if answer.is_ok() || version == 0x2008_0521 { Err(EFAULT) } else { answer }
+        );
+    }
     let file = own_file();
     for (length, advice, wanted) in [(0, 0, Ok(0)), (PAGE, 5, Ok(0)), (0, 6, Err(EINVAL)), (u64::MAX, 0, Err(EINVAL))] {
         assert_eq!(call(FADVISE64, [file, 0, length, advice]), wanted, "{length} {advice}");

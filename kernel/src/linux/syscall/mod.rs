@@ -174,6 +174,7 @@ static TABLE: [SyscallEntry; number::END] = {
     table[number::EXIT_GROUP] = entry!(process::exit_group);
     table[number::SET_TID_ADDRESS] = entry!(process::set_tid_address);
     table[number::FUTEX] = entry!(futex::futex);
+    table[number::CAPGET] = entry!(usage::capget);
     table[number::FUTEX_WAITV] = entry!(futex::futex_waitv);
     table[number::FUTEX_WAKE_CALL] = entry!(futex::futex_wake);
     table[number::FUTEX_WAIT_CALL] = entry!(futex::futex_wait);

@@ -2,7 +2,7 @@
 //! docs/ref/userfault.md has the cases that they skip, and the reasons.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use granule_host_tests::archive::Archive;
@@ -61,11 +61,26 @@ const SKIPPED: [&str; 4] = [
     "(MADV_COLLAPSE failed)",
 ];
 
+/// The folder where Linux's tests were built, with a list of them; `None`: they cannot be had, and the running test is
+/// skipped.
+pub(super) fn built_tests() -> Option<PathBuf> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("linux");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../linux/build-selftests.sh");
+    let output = Command::new(script).arg(&folder).output().unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout);
+    if output.status.code() == Some(CANNOT_BE_HAD) {
+        skip(printed.lines().last().unwrap_or_default());
+        return None;
+    }
+    assert!(output.status.success(), "{printed}{}", String::from_utf8_lossy(&output.stderr));
+    Some(folder)
+}
+
 /// Packs the programs that were built in `folder` beside a copy of the kernel, whose path is returned.
-fn pack(folder: &Path) -> std::path::PathBuf {
+fn pack(folder: &Path) -> PathBuf {
     let mut archive = Archive::default();
     for program in PROGRAMS {
-        archive.file(program, &fs::read(folder.join(program)).unwrap());
+        archive.file(program, &fs::read(folder.join("programs/mm").join(program)).unwrap());
     }
     let kernel = folder.join("granule.img");
     fs::copy(built("granule.img"), &kernel).unwrap();
@@ -90,15 +105,7 @@ fn results(session: &str) -> (Vec<&str>, Vec<&str>) {
 #[test]
 #[ignore = "fetches Linux's source and takes five minutes: ./x test --long"]
 fn linux_s_own_tests_of_userfaultfd_pass() {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("linux");
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../linux/build-selftests.sh");
-    let output = Command::new(script).arg(&folder).output().unwrap();
-    let printed = String::from_utf8_lossy(&output.stdout);
-    if output.status.code() == Some(CANNOT_BE_HAD) {
-        skip(printed.lines().last().unwrap_or_default());
-        return;
-    }
-    assert!(output.status.success(), "{printed}{}", String::from_utf8_lossy(&output.stderr));
+    let Some(folder) = built_tests() else { return };
     let kernel = pack(&folder);
     let machine = machine::named("default").unwrap();
     let run = |line: &str| {

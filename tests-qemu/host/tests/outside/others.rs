@@ -1,4 +1,4 @@
-//! Programs that others wrote, as Debian has them for arm64, on Linux and here:
+//! Programs that others wrote, as Debian has them for arm64 or built from its sources, on Linux and here:
 //! `./x test --programs`.
 //!
 //! Both kernels run one script for each. It passes on Linux where it ends with status 0, and here where that is so too and
@@ -17,12 +17,15 @@ use granule_runner::debian::once_of_packages;
 use granule_runner::serial::Limit;
 
 use super::kernels::{Kernels, Session};
-use list::{Family, PACKAGED, REASONS};
+use super::linux_selftests::built_tests;
+use list::{Family, LEFT_OUT, PACKAGED, REASONS};
 
 /// The CPU time of all programs of a family: minutes for a few of them.
 const LIMIT: Limit = Limit::work(3600);
 /// Seconds for each of them on the kernel's own clock: they take a few, and one that hangs ends the others no earlier.
 const SECONDS: u32 = 240;
+/// The status by which a test of Linux's says that it cannot run.
+const SKIPPED: &str = "4";
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/PROGRAMS.md");
 
 /// A program's name, and the script that runs it.
@@ -63,6 +66,7 @@ impl Outcome {
         let (text, status) = text.rsplit_once("status ").map_or((&*text, ""), |(text, status)| (text, status.trim()));
         let word = match status {
             "0" => "passes".to_owned(),
+            SKIPPED => "skips".to_owned(),
             "137" => "does not end".to_owned(),
             "" => "stops the kernel".to_owned(),
             status => format!("fails ({status})"),
@@ -167,4 +171,22 @@ fn allocators() {
 #[ignore = "fetches packages: ./x test --programs"]
 fn tests_of_memory() {
     of_packages("Tests of memory");
+}
+
+#[test]
+#[ignore = "fetches and builds Linux's tests: ./x test --programs"]
+fn tests_of_linux() {
+    let Some(built) = built_tests() else { return };
+    let (mut archive, mut scripts) = (Archive::default(), Scripts::new());
+    let list = fs::read_to_string(built.join("list")).expect("the programs that were built");
+    for path in list.lines() {
+        let (folder, program) = path.rsplit_once('/').expect("a folder");
+        archive.file(&format!("linux/{path}"), &fs::read(built.join("programs").join(path)).expect("a program"));
+        if !LEFT_OUT.contains(&path) {
+            // Addresses and times are in what they print: the status alone is compared.
+            let script = format!("cd /linux/{folder}\n./{program} >/tmp/log 2>&1 </dev/null");
+            scripts.insert(path.replace('/', "-"), script);
+        }
+    }
+    compare("Linux's own tests", &archive.end(), &scripts);
 }

@@ -140,6 +140,9 @@ insert into t select x, x*x from c; create index i on t(b); select count(*), sum
     },
 ];
 
+/// Of Linux's own tests what neither kernel is to run: programs that others run, and one that ends when it is told.
+pub(super) const LEFT_OUT: [&str; 2] = ["mm/transhuge-stress", "pidfd/pidfd_exec_helper"];
+
 /// Why a program passes on Linux and not here.
 pub(super) const REASONS: [(&str, &str); 4] = [
     ("go-gofmt", "there is no `epoll`"),
