@@ -73,7 +73,7 @@ calls! {
     GETGROUPS __NR_getgroups, FADVISE64 __NR_fadvise64, RSEQ __NR_rseq,
     CAPGET __NR_capget, FUTEX_WAITV __NR_futex_waitv, FUTEX_WAKE_CALL __NR_futex_wake, FUTEX_WAIT_CALL __NR_futex_wait,
     FUTEX_REQUEUE_CALL __NR_futex_requeue,
-    PREADV __NR_preadv, PWRITEV __NR_pwritev, PREADV2 __NR_preadv2, PWRITEV2 __NR_pwritev2,
+    SENDFILE __NR_sendfile, COPY_FILE_RANGE __NR_copy_file_range, PREADV __NR_preadv, PWRITEV __NR_pwritev, PREADV2 __NR_preadv2, PWRITEV2 __NR_pwritev2,
 }
 
 errors! {

@@ -55,6 +55,7 @@ numbers! {
     PWRITE64 = 68 "pwrite64";
     PREADV = 69 "preadv";
     PWRITEV = 70 "pwritev";
+    SENDFILE = 71 "sendfile";
     PPOLL = 73 "ppoll";
     READLINKAT = 78 "readlinkat";
     NEWFSTATAT = 79 "newfstatat";
@@ -158,6 +159,7 @@ numbers! {
     USERFAULTFD = 282 "userfaultfd";
     MEMBARRIER = 283 "membarrier";
     MLOCK2 = 284 "mlock2";
+    COPY_FILE_RANGE = 285 "copy_file_range";
     PREADV2 = 286 "preadv2";
     PWRITEV2 = 287 "pwritev2";
     STATX = 291 "statx";

@@ -428,7 +428,7 @@ impl Random {
             }
             58..62 => (
                 set(&[self.number() | 4, self.pointer(), self.bytes()]),
-                self.of(&[WRITE, WRITEV, READ, READV, PREADV, PWRITEV]),
+                self.of(&[WRITE, WRITEV, READ, READV, PREADV, PWRITEV, SENDFILE]),
             ),
             // To the console, but there is never anything there that could be written.
             62 => (set(&[1, self.next() | 0xffff << 48, self.number()]), self.of(&[WRITE, WRITEV])),

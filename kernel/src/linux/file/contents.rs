@@ -18,6 +18,7 @@ use crate::kernel;
 use crate::linux::errno::Errno;
 use crate::mm::counted::Counted;
 use crate::mm::space::{LARGEST_OBJECT, Object, ObjectError, Seals, SizeChoice, WriteAt};
+use crate::random::{self, Stream};
 use crate::smp::this_cpu;
 
 const _: () = assert!(
@@ -97,6 +98,79 @@ impl FileContents {
         let object = self.object()?;
         object.keep_all(this_cpu()).map_err(errno)?;
         Ok(object)
+    }
+}
+
+/// The source of a read from a position on.
+#[allow(clippy::large_enum_variant, reason = "on the stack of one call, and the heap is not to be asked")]
+pub enum Contents<'f> {
+    /// So many zeros.
+    Zeros(u64),
+    /// So many bytes of random numbers. Their stream was begun before the call has a buffer on its stack.
+    Random(Stream, u64),
+    /// Bytes that nothing changes.
+    Bytes(&'static [u8]),
+    /// So many bytes of an object from a position on, as far as it has them.
+    Object(&'f Object, u64, u64),
+}
+
+impl Contents<'_> {
+    /// So many bytes of random numbers. For a thread that may sleep, without a lock.
+    pub fn random(bytes: u64) -> Self {
+        Self::Random(random::stream(this_cpu()), bytes)
+    }
+
+    /// How many bytes there are, at most.
+    pub const fn bytes(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Zeros(bytes) | Self::Random(_, bytes) | Self::Object(_, _, bytes) => *bytes,
+        }
+    }
+
+    /// Whether more would be there for a longer read, whatever its length.
+    pub const fn is_endless(&self) -> bool {
+        matches!(self, Self::Zeros(_) | Self::Random(..))
+    }
+
+    /// Takes the first bytes, as many as `buffer` has or fewer; empty at the end. It need not hold them.
+    pub fn next<'b>(&mut self, buffer: &'b mut [u8]) -> &'b [u8] {
+        match self {
+            Self::Bytes(bytes) => {
+                let (first, rest) = bytes.split_at_checked(buffer.len().min(bytes.len())).unwrap_or_default();
+                *bytes = rest;
+                first
+            }
+            Self::Zeros(left) => {
+                let wanted = buffer.len().min(*left as usize);
+                *left -= wanted as u64;
+                let piece = buffer.get_mut(..wanted).unwrap_or_default();
+                piece.fill(0);
+                piece
+            }
+            Self::Random(stream, left) => {
+                let wanted = buffer.len().min(*left as usize);
+                *left -= wanted as u64;
+                let piece = buffer.get_mut(..wanted).unwrap_or_default();
+                stream.fill(piece);
+                piece
+            }
+            Self::Object(object, at, left) => {
+                let wanted = buffer.len().min(*left as usize);
+                let piece = buffer.get_mut(..wanted).unwrap_or_default();
+                let read = object.read(*at, piece);
+                (*at, *left) = (*at + read as u64, if read < wanted { 0 } else { *left - read as u64 });
+                piece.get(..read).unwrap_or_default()
+            }
+        }
+    }
+
+    /// Copies the first bytes; returns how many.
+    pub fn copy(&mut self, to: &mut [u8]) -> usize {
+        let Self::Bytes(bytes) = *self else { return self.next(to).len() };
+        let count = self.next(to).len();
+        to.iter_mut().zip(bytes).for_each(|(to, byte)| *to = *byte);
+        count
     }
 }
 

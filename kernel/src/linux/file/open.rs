@@ -13,7 +13,7 @@ use granule_abi::file::{
 };
 use spin::Once;
 
-use super::contents::{FileContents, Regular};
+use super::contents::{Contents, FileContents, Regular};
 use super::device::{DeviceNumber, KernelDevice};
 use super::epoll::{EpollFile, Watched};
 use super::event::EventCounter;
@@ -334,56 +334,6 @@ pub const fn if_not_ready(flags: u32) -> IfNotReady {
     if flags & O_NONBLOCK == 0 { IfNotReady::Wait } else { IfNotReady::Fail }
 }
 
-/// The source of a read from a position on.
-pub enum Contents<'f> {
-    /// So many zeros.
-    Zeros(u64),
-    /// Bytes that nothing changes.
-    Bytes(&'static [u8]),
-    /// So many bytes of an object from a position on, as far as it has them.
-    Object(&'f Object, u64, u64),
-}
-
-impl Contents<'_> {
-    /// How many bytes there are, at most.
-    pub const fn bytes(&self) -> u64 {
-        match self {
-            Self::Bytes(bytes) => bytes.len() as u64,
-            Self::Zeros(bytes) | Self::Object(_, _, bytes) => *bytes,
-        }
-    }
-
-    /// Whether more would be there for a longer read, whatever its length.
-    pub const fn is_endless(&self) -> bool {
-        matches!(self, Self::Zeros(_))
-    }
-
-    /// Takes the first bytes, as many as `buffer` has or fewer; empty at the end. It need not hold them.
-    pub fn next<'b>(&mut self, buffer: &'b mut [u8]) -> &'b [u8] {
-        match self {
-            Self::Bytes(bytes) => {
-                let (first, rest) = bytes.split_at_checked(buffer.len().min(bytes.len())).unwrap_or_default();
-                *bytes = rest;
-                first
-            }
-            Self::Zeros(left) => {
-                let wanted = buffer.len().min(*left as usize);
-                *left -= wanted as u64;
-                let piece = buffer.get_mut(..wanted).unwrap_or_default();
-                piece.fill(0);
-                piece
-            }
-            Self::Object(object, at, left) => {
-                let wanted = buffer.len().min(*left as usize);
-                let piece = buffer.get_mut(..wanted).unwrap_or_default();
-                let read = object.read(*at, piece);
-                (*at, *left) = (*at + read as u64, if read < wanted { 0 } else { *left - read as u64 });
-                piece.get(..read).unwrap_or_default()
-            }
-        }
-    }
-}
-
 impl OpenFile {
     /// Opens a file.
     ///
@@ -676,6 +626,9 @@ impl OpenFile {
         check_end(at, bytes)?;
         match self.kernel_device() {
             Some(KernelDevice::Zero | KernelDevice::Full) => return Ok(Contents::Zeros(bytes.min(most))),
+            Some(device) if device.is_random() => {
+                return Ok(Contents::random(bytes.min(most)));
+            }
             Some(_) => return Ok(Contents::Bytes(&[])),
             None => {}
         }

@@ -12,13 +12,12 @@ use granule_arch::addr::{PAGE, VirtAddr};
 
 use super::names::{umask, working_directory};
 use super::process::{Path, read_path};
-use super::system::fill_random;
 use super::{Answer, MOST_AT_ONCE, Syscall, locks, read_bytes, read_quads, scan, streams, userfault, write_quads};
 use crate::chip::console;
 use crate::linux::errno::Errno;
-use crate::linux::file::device::KernelDevice;
+use crate::linux::file::contents::Contents;
 use crate::linux::file::files::FilePlace;
-use crate::linux::file::open::{self, Contents, FileRef, Kind, OpenFile, Opened, Opening};
+use crate::linux::file::open::{self, FileRef, Kind, OpenFile, Opened, Opening};
 use crate::linux::file::proc::{ProcContents, ProcId, ProcSubject};
 use crate::linux::file::table::OnExec;
 use crate::linux::file::tree::NodeKind;
@@ -60,11 +59,11 @@ pub(super) fn write(call: &mut Syscall<'_>) -> Answer {
 /// Writes where the file is on, with these flags.
 fn drain(call: &Syscall<'_>, file: &OpenFile, flags: u32, bytes: u64, mut from: UserBytes) -> Answer {
     if let Some(device) = file.kernel_device() {
-        return streams::write_device(call, device, bytes, &mut from);
+        return streams::write_device(call, device, bytes, &mut from.fetching());
     }
     match file.kind() {
         Kind::Node(_) => {}
-        Kind::Pipe(end) => return streams::write_pipe(call, flags, end, bytes, &mut from),
+        Kind::Pipe(end) => return streams::write_pipe(call, flags, end, bytes, &mut from.fetching()),
         Kind::Timer(_) => return Err(Errno::EINVAL),
         Kind::Event(counter) => return streams::write_event(flags, counter, bytes, &mut from),
         Kind::Proc(contents) => {
@@ -72,19 +71,19 @@ fn drain(call: &Syscall<'_>, file: &OpenFile, flags: u32, bytes: u64, mut from: 
             file.set_position(end);
             return Ok(written);
         }
-        _ => return print(call.thread, bytes, &mut from),
+        _ => return print(call.thread, bytes, &mut from.fetching()),
     }
     if bytes == 0 {
         return Ok(0);
     }
     file.check_end(bytes)?;
     if flags & O_APPEND != 0 {
-        let (end, written) = write_to(call, file, WriteAt::End, bytes, from)?;
+        let (end, written) = write_to(call, file, WriteAt::End, bytes, from.fetching())?;
         file.set_position(end);
         return Ok(written);
     }
     let at = file.advance(bytes);
-    let written = write_to(call, file, WriteAt::Byte(at), bytes, from).map(|(_, written)| written);
+    let written = write_to(call, file, WriteAt::Byte(at), bytes, from.fetching()).map(|(_, written)| written);
     let used = *written.as_ref().unwrap_or(&0);
     if used != bytes {
         file.move_position(at + bytes, at + used);
@@ -92,14 +91,14 @@ fn drain(call: &Syscall<'_>, file: &OpenFile, flags: u32, bytes: u64, mut from: 
     written
 }
 
-/// Writes bytes of EL0's to a regular file; returns where the last of them ends, and how many were written before one could not
+/// Writes the bytes that `fetch` copies to a regular file; returns where the last of them ends, and how many were written before one could not
 /// be read, there was no memory, or the thread must exit.
-fn write_to(
+pub(super) fn write_to(
     call: &Syscall<'_>,
     file: &OpenFile,
     at: WriteAt,
     bytes: u64,
-    mut from: UserBytes,
+    mut fetch: impl FnMut(&mut [u8]) -> usize,
 ) -> Result<(u64, u64), Errno> {
     let regular = file.regular().ok_or(Errno::ESPIPE)?;
     let limit = call.task.process().limits.soft(RLIMIT_FSIZE);
@@ -110,7 +109,7 @@ fn write_to(
         if wanted.is_empty() {
             break None;
         }
-        let count = from.copy_up_to(wanted);
+        let count = fetch(wanted);
         let piece = wanted.get(..count).unwrap_or_default();
         let (start, written) = match regular.write(at, piece, bytes - done, limit) {
             // Other refusals come first, as on Linux.
@@ -180,21 +179,15 @@ fn fill_from(call: &Syscall<'_>, file: &OpenFile, position: u64, bytes: u64, mut
         let most = bytes.min(MOST_AT_ONCE);
         return streams::read_proc(call, contents, position, most, &mut to).map(|(read, _)| read);
     }
-    if file.kernel_device().is_some_and(KernelDevice::is_random) {
-        open::check_end(position, bytes)?;
-        return fill_random(call, bytes.min(MOST_AT_ONCE), &mut to);
-    }
     store(call, file.contents_at(position, bytes, MOST_AT_ONCE)?, to)
 }
 
 /// Reads from where the file is on, with these flags.
 fn fill(call: &Syscall<'_>, file: &OpenFile, flags: u32, bytes: u64, mut to: UserBytes) -> Answer {
     let most = bytes.min(MOST_AT_ONCE);
-    match file.kernel_device() {
-        Some(device) if device.is_random() => return fill_random(call, most, &mut to),
+    if file.kernel_device().is_some() {
         // They have no position.
-        Some(_) => return store(call, file.contents_at(0, most, most)?, to),
-        None => {}
+        return store(call, file.contents_at(0, most, most)?, to);
     }
     match file.kind() {
         Kind::Console => return input(flags, reader(call), most, &mut to),
@@ -222,7 +215,7 @@ fn fill(call: &Syscall<'_>, file: &OpenFile, flags: u32, bytes: u64, mut to: Use
 }
 
 /// Stores `contents`, up to the first byte that cannot be stored, or until the thread must exit.
-fn store(call: &Syscall<'_>, mut contents: Contents<'_>, mut to: UserBytes) -> Answer {
+pub(super) fn store(call: &Syscall<'_>, mut contents: Contents<'_>, mut to: UserBytes) -> Answer {
     let mut buffer = [0; PIECE];
     let mut done = 0;
     loop {
@@ -264,7 +257,7 @@ fn drain_to(call: &Syscall<'_>, file: &OpenFile, flags: u32, position: u64, byte
     }
     if let Some(device) = file.kernel_device() {
         open::check_end(position, bytes)?;
-        return streams::write_device(call, device, bytes, &mut from);
+        return streams::write_device(call, device, bytes, &mut from.fetching());
     }
     if bytes == 0 {
         return Ok(0);
@@ -272,7 +265,7 @@ fn drain_to(call: &Syscall<'_>, file: &OpenFile, flags: u32, position: u64, byte
     open::check_end(position, bytes)?;
     // As on Linux, wherever the caller says.
     let at = if flags & O_APPEND != 0 { WriteAt::End } else { WriteAt::Byte(position) };
-    write_to(call, file, at, bytes, from).map(|(_, written)| written)
+    write_to(call, file, at, bytes, from.fetching()).map(|(_, written)| written)
 }
 
 /// The file and the position of a read or write that says where.
@@ -613,6 +606,11 @@ impl UserBytes {
         done
     }
 
+    /// The function that copies the next bytes, as [`Self::copy_up_to`].
+    fn fetching(mut self) -> impl FnMut(&mut [u8]) -> usize {
+        move |to| self.copy_up_to(to)
+    }
+
     /// Copies the next bytes, up to a page or granule of tags that cannot be read; returns how many were.
     pub(super) fn copy_up_to(&mut self, to: &mut [u8]) -> usize {
         let mut done = 0;
@@ -628,19 +626,6 @@ impl UserBytes {
             }
         }
         done
-    }
-
-    /// Copies the next bytes.
-    fn copy(&mut self, mut to: &mut [u8]) -> Result<(), Errno> {
-        while !to.is_empty() {
-            self.advance()?;
-            let bytes = self.left.min(to.len() as u64);
-            let (part, rest) = to.split_at_mut_checked(bytes as usize).unwrap_or_default();
-            uaccess::copy_from_user(part, VirtAddr(self.base))?;
-            (self.base, self.left) = (self.base.wrapping_add(bytes), self.left - bytes);
-            to = rest;
-        }
-        Ok(())
     }
 }
 
@@ -670,14 +655,14 @@ fn read_list(call: &Syscall<'_>, place: ListPlace, asked: u32) -> Answer {
     }
 }
 
-/// Writes to the console; returns how many bytes of EL0's were read and written before a signal came.
+/// Writes the bytes that `fetch` copies to the console; returns how many were read and written before a signal came.
 ///
 /// As Linux's terminal (`iterate_tty_write`), it copies 2048 bytes at once, of as many pieces as have them. If one of them
 /// cannot be read, none of them is written.
 ///
 /// Out of line: no other write has its buffer on the stack.
 #[inline(never)]
-fn print(thread: &Thread, bytes: u64, from: &mut UserBytes) -> Answer {
+pub(super) fn print(thread: &Thread, bytes: u64, fetch: &mut dyn FnMut(&mut [u8]) -> usize) -> Answer {
     const AT_ONCE: usize = 2048;
     /// Bytes written in one piece: other output comes before it or after it.
     const CHUNK: usize = 256;
@@ -685,8 +670,8 @@ fn print(thread: &Thread, bytes: u64, from: &mut UserBytes) -> Answer {
     let mut done = 0;
     while done < bytes {
         let Some(taken) = buffer.get_mut(..(bytes - done).min(AT_ONCE as u64) as usize) else { break };
-        if let Err(error) = from.copy(taken) {
-            return if done == 0 { Err(error) } else { Ok(done) };
+        if fetch(taken) < taken.len() {
+            return if done == 0 { Err(Errno::EFAULT) } else { Ok(done) };
         }
         for chunk in taken.chunks(CHUNK) {
             if done != 0 && thread.has(Work::SIGNAL) {

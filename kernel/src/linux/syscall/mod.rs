@@ -25,6 +25,7 @@ mod streams;
 mod system;
 mod time;
 mod timer;
+mod transfer;
 mod usage;
 mod userfault;
 
@@ -142,6 +143,8 @@ static TABLE: [SyscallEntry; number::END] = {
     table[number::PWRITEV] = entry!(io::pwritev);
     table[number::PREADV2] = entry!(io::preadv2);
     table[number::PWRITEV2] = entry!(io::pwritev2);
+    table[number::SENDFILE] = entry!(transfer::sendfile);
+    table[number::COPY_FILE_RANGE] = entry!(transfer::copy_file_range);
     table[number::PPOLL] = entry!(poll::ppoll);
     table[number::READLINKAT] = entry!(io::readlinkat);
     table[number::NEWFSTATAT] = entry!(io::newfstatat);

@@ -76,8 +76,14 @@ pub(super) fn read_pipe(flags: u32, end: &PipeEnd, bytes: u64, to: &mut UserByte
 }
 
 #[inline(never)]
-pub(super) fn write_pipe(call: &Syscall<'_>, flags: u32, end: &PipeEnd, bytes: u64, from: &mut UserBytes) -> Answer {
-    let (written, outcome) = end.write(access(flags, bytes), &mut |piece| from.copy_up_to(piece));
+pub(super) fn write_pipe(
+    call: &Syscall<'_>,
+    flags: u32,
+    end: &PipeEnd,
+    bytes: u64,
+    fetch: &mut dyn FnMut(&mut [u8]) -> usize,
+) -> Answer {
+    let (written, outcome) = end.write(access(flags, bytes), fetch);
     if outcome == Err(Errno::EPIPE) && flags & NO_SIGNAL == 0 {
         send_self(call, SIGPIPE)?;
     }
@@ -133,7 +139,12 @@ fn write_count(flags: u32, counter: &EventCounter, left: u64, from: &mut UserByt
 
 /// Writes to a device of the kernel's own. Only what is to be mixed into random numbers is read.
 #[inline(never)]
-pub(super) fn write_device(call: &Syscall<'_>, device: KernelDevice, bytes: u64, from: &mut UserBytes) -> Answer {
+pub(super) fn write_device(
+    call: &Syscall<'_>,
+    device: KernelDevice,
+    bytes: u64,
+    fetch: &mut dyn FnMut(&mut [u8]) -> usize,
+) -> Answer {
     match device {
         KernelDevice::Null | KernelDevice::Zero => return Ok(bytes),
         KernelDevice::Full => return Err(Errno::ENOSPC),
@@ -142,7 +153,7 @@ pub(super) fn write_device(call: &Syscall<'_>, device: KernelDevice, bytes: u64,
     let (mut done, mut buffer) = (0, [0; 256]);
     while done < bytes {
         let wanted = buffer.get_mut(..(bytes - done).min(256) as usize).unwrap_or_default();
-        let copied = from.copy_up_to(wanted);
+        let copied = fetch(wanted);
         random::mix(wanted.get(..copied).unwrap_or_default());
         done += copied as u64;
         if copied < wanted.len() {

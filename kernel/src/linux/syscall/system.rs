@@ -7,13 +7,12 @@ use granule_abi::process::{
     MEMBARRIER_CMD_PRIVATE_EXPEDITED, MEMBARRIER_CMD_PRIVATE_EXPEDITED_RSEQ,
     MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE, MEMBARRIER_CMD_QUERY, UtsName,
 };
-use granule_arch::addr::PAGE;
 
-use super::io::UserBytes;
+use super::io::{UserBytes, store};
 use super::{Answer, MOST_AT_ONCE, Syscall};
 use crate::linux::errno::Errno;
-use crate::random;
-use crate::sched::{self, Work, relax};
+use crate::linux::file::contents::Contents;
+use crate::sched;
 use crate::smp::{self, Cpu, this_cpu};
 use crate::uaccess;
 
@@ -98,28 +97,5 @@ pub(super) fn getrandom(call: &mut Syscall<'_>) -> Answer {
         return Err(Errno::EINVAL);
     }
     let bytes = bytes.min(MOST_AT_ONCE);
-    fill_random(call, bytes, &mut UserBytes::new(to, bytes)?)
-}
-
-/// Stores random numbers, up to the first byte that cannot be stored or the end of a page at which a signal is pending.
-#[inline(never)]
-pub(super) fn fill_random(call: &Syscall<'_>, bytes: u64, to: &mut UserBytes) -> Answer {
-    let (mut done, mut stream, mut random) = (0, random::stream(this_cpu()), [0; 64]);
-    while done < bytes {
-        stream.fill(&mut random);
-        let piece = (bytes - done).min(random.len() as u64);
-        let copied = to.store(random.get(..piece as usize).unwrap_or_default()) as u64;
-        done += copied;
-        if copied < piece {
-            return if done == 0 { Err(Errno::EFAULT) } else { Ok(done) };
-        }
-        // As on Linux: at the end of each page.
-        if done.is_multiple_of(PAGE) {
-            relax();
-            if call.thread.has(Work::SIGNAL) {
-                break;
-            }
-        }
-    }
-    Ok(done)
+    store(call, Contents::random(bytes), UserBytes::new(to, bytes)?)
 }
