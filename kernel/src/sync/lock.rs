@@ -51,6 +51,19 @@ impl<T, const RANK: Rank> IrqLock<T, RANK> {
         IrqGuard::new(guard, masked)
     }
 
+    /// Waits for a second lock of this rank, that of a value behind the first one's in memory: there is one order of two.
+    ///
+    /// # Panics
+    /// In debug builds, where it is in front of the first, or this CPU holds a lock of a later rank.
+    pub fn lock_beside(&self, first: &IrqGuard<'_, T, RANK>) -> IrqGuard<'_, T, RANK> {
+        debug_assert!(core::ptr::from_ref(&**first) < self.inner.as_mut_ptr().cast_const(), "two locks of a rank");
+        let masked = interrupts::mask();
+        #[cfg(debug_assertions)]
+        this_cpu().held_ranks().check(RANK + 1);
+        let guard = self.inner.lock();
+        IrqGuard::new(guard, masked)
+    }
+
     /// Takes the lock if it is free. Not checked against the order, since it cannot wait.
     pub fn try_lock(&self) -> Option<IrqGuard<'_, T, RANK>> {
         let masked = interrupts::mask();

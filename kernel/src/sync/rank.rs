@@ -4,7 +4,8 @@
 //! Debug builds check each acquisition that may wait. The ranks of sleeping locks belong to the thread that holds them,
 //! while it sleeps too; those of spinning locks to the CPU, where nothing sleeps until they are released. **One lock of
 //! a rank at a time**: where a second one is acquired under the first it has a rank of its own, [`SHARED_FILES`] or
-//! [`AREAS_BESIDE`], or it is only tried, as the queues of two futexes are.
+//! [`AREAS_BESIDE`], or the one in front in memory comes first, as of the queues of
+//! two futexes ([`IrqLock::lock_beside`](super::IrqLock::lock_beside)).
 //!
 //! No sleeping lock is held while a program's memory is accessed or a thread waits for a pager. Nothing is allocated
 //! from the heap at or below [`HEAP_GROWTH`]. The kernel's page tables have no lock: their owners' entries are disjoint

@@ -198,14 +198,21 @@ fn moves_between_processes() {
         wrong()
     });
     let private = AtomicU32::new(0);
-    gather(&words[0], &private, 1);
-    gather(&private, &words[1], 1);
+    gather(&words[0], &words[1], 1);
     equal("a private word is another", futex(&words[1], FUTEX_WAKE | FUTEX_PRIVATE_FLAG, 9, 0, &private, 0), Ok(0));
     let woken = process::spawn(|| {
         equal("by another process", wake(&words[1], 9), Ok(1));
         wrong()
     });
     equal("both", [process::wait(child), process::wait(woken)], [0, 0]);
+    // Here a sleeper wakes that would move to memory of another process.
+    let child = process::spawn(|| {
+        equal("woken", sleep(&words[0]), Ok(0));
+        wrong()
+    });
+    gather(&words[0], &private, 1);
+    holds("at most the one", wake(&private, 9).is_ok_and(|woken| woken <= 1));
+    equal("the child", process::wait(child), 0);
 }
 
 /// The code of a change and a comparison.
@@ -479,6 +486,9 @@ fn any_is_interrupted() {
     let soon = Timespec::from_nanoseconds(time::now() + 20 * MILLISECOND);
     let answer = while_signalled(SIGUSR1, MILLISECOND, || wait_for_any(&list, Some(&soon)));
     equal("it begins anew, with its limit", answer, Err(ETIMEDOUT));
+    let later = Timespec::from_nanoseconds(time::now() + 20 * MILLISECOND);
+    let one = [at(&words[0]), 0, u32::MAX.into(), OWN.into(), &raw const later as u64, CLOCK_MONOTONIC];
+    equal("so does that for one", while_signalled(SIGUSR1, MILLISECOND, || call(FUTEX_WAIT_CALL, one)), Err(ETIMEDOUT));
     holds("which has passed", time::now() >= soon.to_nanoseconds().unwrap_or(0));
 }
 

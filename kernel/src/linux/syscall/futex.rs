@@ -17,6 +17,11 @@ use crate::linux::errno::Errno;
 use crate::linux::process::futex::{self as sleepers, Scope, Wait, Word};
 use crate::linux::process::task::{Continuation, Task};
 use crate::mm::paged::PagedList;
+use crate::sched::enlarge_shortage;
+use crate::smp::this_cpu;
+
+/// The words of `futex_waitv` are in one frame.
+const _: () = assert!(FUTEX_WAITV_MAX as usize * size_of::<(Word, u32)>() <= PAGE_SIZE - 64);
 
 pub(super) fn futex(call: &mut Syscall<'_>) -> Answer {
     let (operation, value) = (u64::from(call.argument::<1>() as u32), call.argument::<2>() as u32);
@@ -172,7 +177,15 @@ pub(super) fn futex_wait(call: &mut Syscall<'_>) -> Answer {
     let word = word_of(call.argument::<0>(), u64::from(call.argument::<3>() as u32))?;
     let (value, bits) = (of_word(call.argument::<1>())?, of_word(call.argument::<2>())?);
     let until = deadline_by(call.address::<4>(), call.argument::<5>())?;
-    wait(call.task, &Wait { word, value, bits, until })
+    if bits == 0 {
+        return Err(Errno::EINVAL);
+    }
+    begin_anew(sleepers::wait(call.task.space(), &Wait { word, value, bits, until }).map(|()| 0))
+}
+
+/// The answer of a wait whose limit is a moment: a signal has it begin anew.
+fn begin_anew(answer: Answer) -> Answer {
+    answer.map_err(|error| if error == Errno::EINTR { Errno::ERESTARTSYS } else { error })
 }
 
 pub(super) fn futex_requeue(call: &mut Syscall<'_>) -> Answer {
@@ -199,9 +212,8 @@ pub(super) fn futex_waitv(call: &mut Syscall<'_>) -> Answer {
     for index in 0..count as usize {
         words.push(read_word(list, index)?)?;
     }
-    match sleepers::wait_for_any(call.task.space(), &words, until) {
-        // The limit is a moment: the call may begin anew.
-        Err(Errno::EINTR) => Err(Errno::ERESTARTSYS),
-        answer => answer.map(|index| index as u64),
-    }
+    let answer = sleepers::wait_for_any(call.task.space(), &words, until);
+    // A call that fails for want of memory gives the frame of the words back too.
+    let answer = answer.inspect_err(|_| enlarge_shortage(this_cpu(), 1));
+    begin_anew(answer.map(|index| index as u64))
 }

@@ -25,7 +25,7 @@ use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef, in
 use crate::chip::timer::Deadline;
 use crate::linux::errno::Errno;
 use crate::mm::paged::PagedList;
-use crate::mm::space::Space;
+use crate::mm::space::{FaultError, Space};
 use crate::sched::{ThreadRef, Work, current, is_killed, park, relax, with_timeout};
 use crate::smp::this_cpu;
 use crate::sync::{IrqGuard, IrqLock, rank};
@@ -74,6 +74,8 @@ enum KeyKind {
 /// A thread in a wait for words.
 struct Waiter {
     thread: ThreadRef,
+    /// Its space, by the address.
+    space: usize,
     /// It was woken by one of them.
     woken: AtomicBool,
 }
@@ -174,10 +176,15 @@ impl Sleeper {
         }
     }
 
-    /// Wakes its thread. Under the lock of its queue, which it was taken out of.
-    fn wake(&self) {
+    /// Its thread's wait. Under the lock of its queue, which it was taken out of.
+    fn waiter(&self) -> &Waiter {
         // SAFETY: the thread waits for this lock before it drops its waiter.
-        let waiter = unsafe { self.waiter.as_ref() };
+        unsafe { self.waiter.as_ref() }
+    }
+
+    /// Wakes its thread. As above.
+    fn wake(&self) {
+        let waiter = self.waiter();
         waiter.woken.store(true, Ordering::Relaxed);
         waiter.thread.unpark();
     }
@@ -273,7 +280,7 @@ pub fn wait(space: &Space, wait: &Wait) -> Result<(), Errno> {
     // A bad address is refused before a waker could find the thread.
     let key = FutexKey::of(space, wait.word)?;
     expect(wait.word, wait.value)?;
-    let waiter = Waiter::of_current();
+    let waiter = Waiter::of_current(space);
     let sleeper = Sleeper::new(key, wait.bits, &waiter);
     // SAFETY: neither moves before it leaves, below.
     unsafe { sleeper.join() };
@@ -292,7 +299,7 @@ pub const fn footprint(words: usize) -> usize {
 /// # Errors
 /// As [`wait`], of the first word with one; [`OutOfMemory`](crate::mm::OutOfMemory).
 pub fn wait_for_any(space: &Space, words: &PagedList<(Word, u32)>, until: Option<Deadline>) -> Result<usize, Errno> {
-    let waiter = Waiter::of_current();
+    let waiter = Waiter::of_current(space);
     let mut sleepers = PagedList::new(words.frames());
     for &(word, _) in words.iter() {
         sleepers.push(Sleeper::new(FutexKey::of(space, word)?, u32::MAX, &waiter))?;
@@ -316,31 +323,49 @@ pub fn wait_for_any(space: &Space, words: &PagedList<(Word, u32)>, until: Option
 /// # Errors
 /// `EFAULT`, `EINVAL` (not aligned).
 pub fn wake(space: &Space, word: Word, count: usize, bits: u32) -> Result<usize, Errno> {
-    Ok(wake_key(FutexKey::of(space, word)?, count, bits))
+    Ok(Wakes::new(FutexKey::of(space, word)?, count, bits).finish())
 }
 
-fn wake_key(key: FutexKey, count: usize, bits: u32) -> usize {
-    let queue = &SLEEPERS[key.queue()];
-    // Later sleepers are not woken: else this might never end.
-    let end = queue.lock().next;
-    let (mut from, mut woken) = ((key, 0), 0);
-    loop {
-        let (mut sleepers, mut visits) = (queue.lock(), BATCH);
-        while woken != count
-            && let Some(sleeper) = sleepers.take(&mut from, end, bits, &mut visits)
+/// The wake-up of sleepers of a word, a batch at a time.
+struct Wakes {
+    /// The word, and the number of the first sleeper that was not looked at.
+    next: (FutexKey, u64),
+    /// Sleepers from this number on came later and are not woken: else this might never end.
+    end: Option<u64>,
+    /// How many are left to be woken.
+    left: usize,
+    woken: usize,
+    bits: u32,
+}
+
+impl Wakes {
+    const fn new(key: FutexKey, count: usize, bits: u32) -> Self {
+        Self { next: (key, 0), end: None, left: count, woken: 0, bits }
+    }
+
+    /// Wakes those of the next batch in the word's queue; whether there may be more.
+    fn wake_some(&mut self, sleepers: &mut Sleepers) -> bool {
+        let (end, mut visits) = (*self.end.get_or_insert(sleepers.next), BATCH);
+        while self.left != 0
+            && let Some(sleeper) = sleepers.take(&mut self.next, end, self.bits, &mut visits)
         {
             sleeper.wake();
-            woken += 1;
+            (self.left, self.woken) = (self.left - 1, self.woken + 1);
         }
-        drop(sleepers);
-        if woken == count || visits != 0 {
-            return woken;
+        self.left != 0 && visits == 0
+    }
+
+    /// Wakes the others; returns how many were woken in all.
+    fn finish(mut self) -> usize {
+        let queue = &SLEEPERS[self.next.0.queue()];
+        while self.wake_some(&mut queue.lock()) {
+            relax();
         }
-        relax();
+        self.woken
     }
 }
 
-/// Two queues, locked; one, where a word's queue is the other's too.
+/// The queues of two words, locked; one, where both are in it.
 struct Pair {
     // Dropped first, as it was taken last.
     second: Option<SleepersGuard>,
@@ -354,21 +379,12 @@ type SleepersGuard = IrqGuard<'static, Sleepers, { rank::WAIT }>;
 impl Pair {
     fn lock(words: [FutexKey; 2]) -> Self {
         let [one, other] = words.map(FutexKey::queue);
-        if one == other {
-            return Self { second: None, first: SLEEPERS[one].lock(), is_swapped: false };
-        }
-        let mut is_swapped = false;
-        loop {
-            let [first, second] = if is_swapped { [other, one] } else { [one, other] };
-            let first = SLEEPERS[first].lock();
-            if let Some(second) = SLEEPERS[second].try_lock() {
-                return Self { second: Some(second), first, is_swapped };
-            }
-            // Its holder may wait for the first one: the next to be waited for is that.
-            is_swapped = !is_swapped;
-        }
+        let first = SLEEPERS[one.min(other)].lock();
+        let second = (one != other).then(|| SLEEPERS[one.max(other)].lock_beside(&first));
+        Self { second, first, is_swapped: other < one }
     }
 
+    /// Those of the first word.
     fn from(&mut self) -> &mut Sleepers {
         match &mut self.second {
             Some(second) if self.is_swapped => second,
@@ -376,6 +392,7 @@ impl Pair {
         }
     }
 
+    /// Those of the second word.
     fn to(&mut self) -> &mut Sleepers {
         match &mut self.second {
             Some(second) if !self.is_swapped => second,
@@ -385,7 +402,8 @@ impl Pair {
 }
 
 /// Wakes `wakes` sleepers of the first word, and has up to `moves` others sleep for the second one, where the first has the
-/// value, if there is one; returns how many were woken or moved.
+/// value, if there is one; returns how many were woken or moved. One of another space is woken where the second word is
+/// this space's alone: it would be found there by a later space at the same address.
 ///
 /// # Errors
 /// `EAGAIN` (another value), `EFAULT`, `EINVAL` (not aligned), `EINTR`: a signal ends the process.
@@ -412,7 +430,8 @@ pub fn requeue(
             while done != wakes + moves
                 && let Some(sleeper) = pair.from().take(&mut place, end, u32::MAX, &mut visits)
             {
-                if done < wakes {
+                let is_foreign = to_key.kind != KeyKind::Object && sleeper.waiter().space != to_key.owner;
+                if done < wakes || is_foreign {
                     sleeper.wake();
                 } else {
                     // SAFETY: it was taken out, and its thread waits for the lock of one of these queues before it ends.
@@ -448,8 +467,11 @@ pub fn wake_after(
     let [first_key, second_key] = [FutexKey::of(space, first)?, FutexKey::of(space, second)?];
     let mut found = uaccess::get_u32(second.at)?;
     loop {
-        let now =
-            space.exchange_word(this_cpu(), second.at.untagged(), found, change(found)).map_err(|_| Errno::EFAULT)?;
+        let exchanged = space.exchange_word(this_cpu(), second.at.untagged(), found, change(found));
+        let now = exchanged.map_err(|error| match error {
+            FaultError::OutOfMemory => Errno::ENOMEM,
+            _ => Errno::EFAULT,
+        })?;
         if now == found {
             break;
         }
@@ -460,13 +482,21 @@ pub fn wake_after(
         }
     }
     let is_met = is_met(found)?;
-    let woken = wake_key(first_key, counts[0], u32::MAX);
-    Ok(woken + if is_met { wake_key(second_key, counts[1], u32::MAX) } else { 0 })
+    let mut first = Wakes::new(first_key, counts[0], u32::MAX);
+    let mut second = Wakes::new(second_key, if is_met { counts[1] } else { 0 }, u32::MAX);
+    {
+        // One that moves from a word to the other is found by one of them.
+        let mut pair = Pair::lock([first_key, second_key]);
+        first.wake_some(pair.from());
+        second.wake_some(pair.to());
+    }
+    Ok(first.finish() + second.finish())
 }
 
 impl Waiter {
-    fn of_current() -> Self {
-        Self { thread: current().to_ref(), woken: AtomicBool::new(false) }
+    fn of_current(space: &Space) -> Self {
+        let space = core::ptr::from_ref(space).addr();
+        Self { thread: current().to_ref(), space, woken: AtomicBool::new(false) }
     }
 
     /// Sleeps until it is woken, `until` has come, or a signal is pending. `unless` is called first, when wakers find this

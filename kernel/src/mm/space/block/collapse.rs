@@ -168,21 +168,28 @@ impl Space {
     }
 
     fn collapse_block(&self, cpu: &Cpu, start: VirtAddr, is_killed: &dyn Fn() -> bool) -> Result<(), Obstacle> {
+        let made = self.try_collapse_block(cpu, start, is_killed);
+        if let Err(Obstacle::Refused(SpaceError::Missing)) = made {
+            // The area's last page may have gone since the call looked at it.
+            let areas = self.areas.read(start);
+            if areas.find(start).is_some_and(|area| !self.has_been_used(area, is_killed)) {
+                return Err(SpaceError::Invalid.into());
+            }
+        }
+        made
+    }
+
+    fn try_collapse_block(&self, cpu: &Cpu, start: VirtAddr, is_killed: &dyn Fn() -> bool) -> Result<(), Obstacle> {
         let has_tags = {
             let areas = self.areas.read(start);
-            self.scan_to_collapse(&areas, start, is_killed)?.has_tags
+            self.scan_to_collapse(&areas, start)?.has_tags
         };
         let new = self.block_to_fill(cpu, has_tags, is_killed)?;
-        self.collapse_into(cpu, start, new, is_killed).inspect_err(|_| self.common.frames.free_splittable(cpu, new))
+        self.collapse_into(cpu, start, new).inspect_err(|_| self.common.frames.free_splittable(cpu, new))
     }
 
     /// The 2 MiB at `start`, if they may become a block. The areas are locked.
-    fn scan_to_collapse(
-        &self,
-        areas: &Areas,
-        start: VirtAddr,
-        is_killed: &dyn Fn() -> bool,
-    ) -> Result<Candidate<'_>, Obstacle> {
+    fn scan_to_collapse(&self, areas: &Areas, start: VirtAddr) -> Result<Candidate<'_>, Obstacle> {
         let end = start + BLOCK_SIZE;
         let is_possible = |area: &&Area| end <= area.end() && self.may_collapse(area);
         let area = areas.find(start).filter(is_possible).ok_or(Obstacle::Changed)?;
@@ -192,13 +199,7 @@ impl Space {
         }
         // None at the marker of a block that was zapped.
         let entries = self.page_tables().cells(start, BLOCK_FRAMES).ok_or(Obstacle::Unfit)?;
-        let has_tags = self.scan_entries_to_collapse(area, &entries).map_err(|obstacle| match obstacle {
-            // Its last page has gone since the call looked at the area.
-            Obstacle::Refused(SpaceError::Missing) if !self.has_been_used(area, is_killed) => {
-                SpaceError::Invalid.into()
-            }
-            other => other,
-        })?;
+        let has_tags = self.scan_entries_to_collapse(area, &entries)?;
         Ok(Candidate { link, entries, protection: area.protection(), has_tags })
     }
 
@@ -258,17 +259,11 @@ impl Space {
     }
 
     /// Makes the pages of the 2 MiB at `start` the block `new`, if they may become one still. Sleeps; no lock is held.
-    fn collapse_into(
-        &self,
-        cpu: &Cpu,
-        start: VirtAddr,
-        new: PhysAddr,
-        is_killed: &dyn Fn() -> bool,
-    ) -> Result<(), Obstacle> {
+    fn collapse_into(&self, cpu: &Cpu, start: VirtAddr, new: PhysAddr) -> Result<(), Obstacle> {
         let (mmu, common, end) = (self.mmu(), self.common, start + BLOCK_SIZE);
         let range = pages(start, end);
         let mut areas = common.migrations.lock_at_rest(self.family, || self.write_areas(range));
-        let Candidate { link, entries, protection, has_tags } = self.scan_to_collapse(&areas, start, is_killed)?;
+        let Candidate { link, entries, protection, has_tags } = self.scan_to_collapse(&areas, start)?;
         let folio = common.block(new);
         if has_tags {
             // At hand already, unless the area or a page got tags concurrently.
