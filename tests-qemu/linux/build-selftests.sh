@@ -59,7 +59,8 @@ rm source.tar.xz
 make -s -C source headers ARCH=arm64 >headers.log 2>&1
 touch begun
 # Some are not built: `-k`, and no word about them here.
-make -k -j"$(nproc)" -C source/tools/testing/selftests ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu- \
+# The signals' makefile links without LDFLAGS.
+make -k -j"$(nproc)" -C source/tools/testing/selftests ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu- CC="$compiler -static" \
     KHDR_INCLUDES="-isystem $out/source/usr/include" LDFLAGS=-static LDLIBS='-lrt -lpthread -lm' \
     TARGETS="$targets" ARM64_SUBTARGETS='mte signal abi bti tags' >make.log 2>&1 || true
 cd source/tools/testing/selftests
