@@ -99,14 +99,16 @@ fn wake_op(call: &Syscall<'_>, words: [Word; 2], count: u32) -> Answer {
         // As on Linux, also for a number that no bit has.
         operand = 1 << (operand & 31);
     }
-    let change: fn(u32, u32) -> u32 = match code >> 28 & !FUTEX_OP_OPARG_SHIFT {
-        FUTEX_OP_SET => |_, operand| operand,
-        FUTEX_OP_ADD => u32::wrapping_add,
-        FUTEX_OP_OR => |word, operand| word | operand,
-        FUTEX_OP_ANDN => |word, operand| word & !operand,
-        FUTEX_OP_XOR => |word, operand| word ^ operand,
+    // The bits that stay, then those that are flipped, then what is added.
+    let (kept, flipped, added) = match code >> 28 & !FUTEX_OP_OPARG_SHIFT {
+        FUTEX_OP_SET => (0, operand, 0),
+        FUTEX_OP_ADD => (!0, 0, operand),
+        FUTEX_OP_OR => (!operand, operand, 0),
+        FUTEX_OP_ANDN => (!operand, 0, 0),
+        FUTEX_OP_XOR => (!0, operand, 0),
         _ => return Err(Errno::ENOSYS),
     };
+    let change = |word: u32| (word & kept ^ flipped).wrapping_add(added);
     let is_met = |before: u32| {
         let order = (before as i32).cmp(&comparand);
         Ok(match code >> 24 & 0xf {
@@ -121,8 +123,7 @@ fn wake_op(call: &Syscall<'_>, words: [Word; 2], count: u32) -> Answer {
         })
     };
     let counts = [count, call.argument::<3>() as u32].map(at_least_one);
-    sleepers::wake_after(call.task.space(), words, counts, |word| change(word, operand), is_met)
-        .map(|woken| woken as u64)
+    sleepers::wake_after(call.task.space(), words, counts, change, is_met).map(|woken| woken as u64)
 }
 
 /// Reads the time limit of a wait, which begins now, or at the boot; none at address 0.
