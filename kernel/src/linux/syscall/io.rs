@@ -179,7 +179,14 @@ fn fill_from(call: &Syscall<'_>, file: &OpenFile, position: u64, bytes: u64, mut
         let most = bytes.min(MOST_AT_ONCE);
         return streams::read_proc(call, contents, position, most, &mut to).map(|(read, _)| read);
     }
-    store(call, file.contents_at(position, bytes, MOST_AT_ONCE)?, to)
+    fill_at(call, file, position, bytes, to)
+}
+
+/// Reads what has contents from `position` on. Their state is on the stack of no other read: that of random numbers is
+/// large.
+#[inline(never)]
+fn fill_at(call: &Syscall<'_>, file: &OpenFile, position: u64, bytes: u64, to: UserBytes) -> Answer {
+    store(call, &mut file.contents_at(position, bytes, MOST_AT_ONCE)?, to)
 }
 
 /// Reads from where the file is on, with these flags.
@@ -187,26 +194,31 @@ fn fill(call: &Syscall<'_>, file: &OpenFile, flags: u32, bytes: u64, mut to: Use
     let most = bytes.min(MOST_AT_ONCE);
     if file.kernel_device().is_some() {
         // They have no position.
-        return store(call, file.contents_at(0, most, most)?, to);
+        return fill_at(call, file, 0, most, to);
     }
     match file.kind() {
-        Kind::Console => return input(flags, reader(call), most, &mut to),
-        Kind::Pipe(end) => return streams::read_pipe(flags, end, most, &mut to),
-        Kind::Event(counter) => return streams::read_count(most, &mut to, || counter.read(open::if_not_ready(flags))),
+        Kind::Console => input(flags, reader(call), most, &mut to),
+        Kind::Pipe(end) => streams::read_pipe(flags, end, most, &mut to),
+        Kind::Event(counter) => streams::read_count(most, &mut to, || counter.read(open::if_not_ready(flags))),
         Kind::Timer(timer) => {
-            return streams::read_count(most, &mut to, || timer.read(open::if_not_ready(flags), take_moments));
+            streams::read_count(most, &mut to, || timer.read(open::if_not_ready(flags), take_moments))
         }
-        Kind::Userfault(pager) => return userfault::read(call, flags, pager, bytes, &mut to),
+        Kind::Userfault(pager) => userfault::read(call, flags, pager, bytes, &mut to),
         Kind::Proc(contents) => {
             let (read, end) = streams::read_proc(call, contents, file.position(), most, &mut to)?;
             file.set_position(end);
-            return Ok(read);
+            Ok(read)
         }
-        _ => {}
+        _ => fill_next(call, file, bytes, to),
     }
-    let (at, contents) = file.take(bytes, MOST_AT_ONCE)?;
+}
+
+/// Reads what has contents from its position on. As [`fill_at`].
+#[inline(never)]
+fn fill_next(call: &Syscall<'_>, file: &OpenFile, bytes: u64, to: UserBytes) -> Answer {
+    let (at, mut contents) = file.take(bytes, MOST_AT_ONCE)?;
     let end = at + contents.bytes();
-    let stored = store(call, contents, to);
+    let stored = store(call, &mut contents, to);
     let used = *stored.as_ref().unwrap_or(&0);
     if at + used != end {
         file.move_position(end, at + used);
@@ -215,7 +227,7 @@ fn fill(call: &Syscall<'_>, file: &OpenFile, flags: u32, bytes: u64, mut to: Use
 }
 
 /// Stores `contents`, up to the first byte that cannot be stored, or until the thread must exit.
-pub(super) fn store(call: &Syscall<'_>, mut contents: Contents<'_>, mut to: UserBytes) -> Answer {
+pub(super) fn store(call: &Syscall<'_>, contents: &mut Contents<'_>, mut to: UserBytes) -> Answer {
     let mut buffer = [0; PIECE];
     let mut done = 0;
     loop {

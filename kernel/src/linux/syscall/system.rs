@@ -97,5 +97,5 @@ pub(super) fn getrandom(call: &mut Syscall<'_>) -> Answer {
         return Err(Errno::EINVAL);
     }
     let bytes = bytes.min(MOST_AT_ONCE);
-    store(call, Contents::random(bytes), UserBytes::new(to, bytes)?)
+    store(call, &mut Contents::random(bytes), UserBytes::new(to, bytes)?)
 }
