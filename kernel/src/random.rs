@@ -1,9 +1,8 @@
 //! Random numbers that one process cannot predict for another, nor from those that it has been given.
 //!
-//! A key of 32 bytes ([`KeyPool`]) is all that is kept. The bytes of a source are absorbed into it; a caller gets a
-//! ChaCha20 generator ([`Stream`]) under a key that the pool derives, and the pool replaces its own in the same step, so
-//! that neither the pool nor a stream leads back to what was given before (fast key erasure, as in Linux's
-//! `drivers/char/random.c`).
+//! A key of 32 bytes ([`KeyPool`]) is all that is kept. The bytes of a source are absorbed into it; a caller gets
+//! numbers of ChaCha20 ([`Stream`]) under a key that the pool derives. Pool and stream replace their own keys in the same
+//! step, so that neither leads back to what was given before (fast key erasure, as in Linux's `drivers/char/random.c`).
 //!
 //! The sources, in this order ([`Source`]): the CPU's generator (RNDR), the device tree's `rng-seed`, a virtio
 //! generator, the jitter of the counter. The first two are absorbed at boot. A device is asked where neither is there,
@@ -128,12 +127,14 @@ impl KeyPool {
 }
 
 /// Random numbers for one caller. It takes no lock, so a long call may be interrupted and may sleep.
-pub struct Stream(ChaCha20Rng);
+pub struct Stream([u8; KEY]);
 
 impl Stream {
-    /// Fills `bytes`.
+    /// Fills `bytes`. The key is another afterwards, as the pool's is.
     pub fn fill(&mut self, bytes: &mut [u8]) {
-        self.0.fill_bytes(bytes);
+        let mut generator = ChaCha20Rng::from_seed(self.0);
+        generator.fill_bytes(&mut self.0);
+        generator.fill_bytes(bytes);
     }
 }
 
@@ -175,7 +176,7 @@ pub fn stream(cpu: &Cpu) -> Stream {
     if !sources.has(Source::Rndr) && !sources.has(Source::Seed) {
         reseed_from_device(cpu);
     }
-    Stream(ChaCha20Rng::from_seed(POOL.lock().derive(&fresh())))
+    Stream(POOL.lock().derive(&fresh()))
 }
 
 /// Has all numbers depend on `bytes` as well, whatever they are. May be called in any context. The lock is held for one

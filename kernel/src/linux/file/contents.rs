@@ -102,7 +102,6 @@ impl FileContents {
 }
 
 /// The source of a read from a position on.
-#[allow(clippy::large_enum_variant, reason = "on the stack of one call, and the heap is not to be asked")]
 pub enum Contents<'f> {
     /// So many zeros.
     Zeros(u64),

@@ -182,9 +182,7 @@ fn fill_from(call: &Syscall<'_>, file: &OpenFile, position: u64, bytes: u64, mut
     fill_at(call, file, position, bytes, to)
 }
 
-/// Reads what has contents from `position` on. Their state is on the stack of no other read: that of random numbers is
-/// large.
-#[inline(never)]
+/// Reads what has contents from `position` on.
 fn fill_at(call: &Syscall<'_>, file: &OpenFile, position: u64, bytes: u64, to: UserBytes) -> Answer {
     store(call, &mut file.contents_at(position, bytes, MOST_AT_ONCE)?, to)
 }
@@ -213,8 +211,7 @@ fn fill(call: &Syscall<'_>, file: &OpenFile, flags: u32, bytes: u64, mut to: Use
     }
 }
 
-/// Reads what has contents from its position on. As [`fill_at`].
-#[inline(never)]
+/// Reads what has contents from its position on.
 fn fill_next(call: &Syscall<'_>, file: &OpenFile, bytes: u64, to: UserBytes) -> Answer {
     let (at, mut contents) = file.take(bytes, MOST_AT_ONCE)?;
     let end = at + contents.bytes();
@@ -226,7 +223,9 @@ fn fill_next(call: &Syscall<'_>, file: &OpenFile, bytes: u64, to: UserBytes) -> 
     stored
 }
 
-/// Stores `contents`, up to the first byte that cannot be stored, or until the thread must exit.
+/// Stores `contents`, up to the first byte that cannot be stored, or until the thread must exit. Its buffer is on no other
+/// read's stack.
+#[inline(never)]
 pub(super) fn store(call: &Syscall<'_>, contents: &mut Contents<'_>, mut to: UserBytes) -> Answer {
     let mut buffer = [0; PIECE];
     let mut done = 0;
