@@ -173,13 +173,12 @@ fn tests_of_memory() {
     of_packages("Tests of memory");
 }
 
-#[test]
-#[ignore = "fetches and builds Linux's tests: ./x test --programs"]
-fn tests_of_linux() {
+/// Linux's own tests, of the architecture or the others.
+fn of_linux(name: &str, is_of_arm64: bool) {
     let Some(built) = built_tests() else { return };
     let (mut archive, mut scripts) = (Archive::default(), Scripts::new());
     let list = fs::read_to_string(built.join("list")).expect("the programs that were built");
-    for path in list.lines() {
+    for path in list.lines().filter(|path| path.starts_with("arm64/") == is_of_arm64) {
         let (folder, program) = path.rsplit_once('/').expect("a folder");
         archive.file(&format!("linux/{path}"), &fs::read(built.join("programs").join(path)).expect("a program"));
         if !LEFT_OUT.contains(&path) {
@@ -188,5 +187,17 @@ fn tests_of_linux() {
             scripts.insert(path.replace('/', "-"), script);
         }
     }
-    compare("Linux's own tests", &archive.end(), &scripts);
+    compare(name, &archive.end(), &scripts);
+}
+
+#[test]
+#[ignore = "fetches and builds Linux's tests: ./x test --programs"]
+fn tests_of_linux() {
+    of_linux("Linux's own tests", false);
+}
+
+#[test]
+#[ignore = "fetches and builds Linux's tests: ./x test --programs"]
+fn tests_of_arm64() {
+    of_linux("Linux's own tests of arm64", true);
 }
