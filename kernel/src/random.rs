@@ -247,8 +247,6 @@ mod tests {
     use core::cell::Cell;
 
     use super::{KeyPool, Source, Sources, Stream, jitter};
-    use rand_chacha::ChaCha20Rng;
-    use rand_chacha::rand_core::SeedableRng as _;
 
     fn pool(absorbed: &[&[u8]]) -> KeyPool {
         let mut pool = KeyPool::new();
@@ -258,7 +256,7 @@ mod tests {
 
     fn draw(pool: &mut KeyPool, bytes: usize) -> Vec<u8> {
         let mut drawn = vec![0; bytes];
-        Stream(ChaCha20Rng::from_seed(pool.derive(&[0; 16]))).fill(&mut drawn);
+        Stream(pool.derive(&[0; 16])).fill(&mut drawn);
         drawn
     }
 
@@ -286,6 +284,18 @@ mod tests {
         // The state after the first number gives the second, and no number that was given before.
         let mut later = KeyPool { key: pool.key, sources: Sources(0) };
         assert_ne!(later.derive(&[0; 16]), next);
+    }
+
+    #[test]
+    fn a_stream_keeps_nothing_that_it_has_given() {
+        let (key, mut given) = ([7; 32], [[0; 64]; 3]);
+        let mut stream = Stream(key);
+        for drawn in &mut given {
+            let before = stream.0;
+            stream.fill(drawn);
+            assert!(stream.0 != before && !drawn.windows(32).any(|part| part == stream.0 || part == before));
+        }
+        assert!(given[0] != given[1] && given[1] != given[2] && given[0] != given[2]);
     }
 
     #[test]
