@@ -15,7 +15,7 @@ own!(call);
 fn run(_: Start) -> u8 {
     parts! { ()
         sleepers_move bits_and_limits_move moves_are_refused moves_by_value moves_to_itself moves_between_processes
-        words_change changes_are_refused newer_calls waits_for_any waits_for_any_are_refused any_is_interrupted
+        words_change changes_are_refused newer_calls newer_moves waits_for_any waits_for_any_are_refused any_is_interrupted
         many_words those_that_wait_for_any_move all_at_a_time
     }
     status("futexes")
@@ -367,6 +367,13 @@ fn newer_calls() {
         });
         equal("a private one", woken, Ok(1));
     });
+}
+
+/// The call that moves sleepers between words of a list.
+fn newer_moves() {
+    let [first, second] = [const { AtomicU32::new(0) }; 2];
+    let all = u64::from(u32::MAX);
+    let wake = |at: u64, flags: u32| call(FUTEX_WAKE_CALL, [at, all, 9, flags.into()]);
     let list = |from: &AtomicU32, to: &AtomicU32| [of(from, 0, OWN), of(to, 5, OWN)];
     let requeue = |list: &[FutexWaitv; 2], flags: u32, wakes: u32, moves: u32| {
         call(FUTEX_REQUEUE_CALL, [list.as_ptr() as u64, flags.into(), wakes.into(), moves.into()])
@@ -380,7 +387,7 @@ fn newer_calls() {
     equal("no size", requeue(&[both[0], of(&second, 0, 0)], 0, 1, 1), Err(EINVAL));
     equal("another scope", requeue(&[both[0], of(&second, 0, WORD)], 0, 1, 1), Err(EINVAL));
     beside(
-        || equal("woken", wait(word, 0, all, OWN, 0, 1), Ok(0)),
+        || equal("woken", call(FUTEX_WAIT_CALL, [at(&first), 0, all, OWN.into(), 0, 1]), Ok(0)),
         || {
             let mut moved = Ok(0);
             until(|| {
@@ -388,8 +395,8 @@ fn newer_calls() {
                 moved != Ok(0)
             });
             equal("one moves to a private word", moved, Ok(1));
-            equal("which a shared one is not", wake(at(&second), all, 9, WORD), Ok(0));
-            equal("it is woken", wake(at(&second), all, 9, OWN), Ok(1));
+            equal("which a shared one is not", wake(at(&second), WORD), Ok(0));
+            equal("it is woken", wake(at(&second), OWN), Ok(1));
         },
     );
 }
