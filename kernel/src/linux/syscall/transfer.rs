@@ -1,8 +1,8 @@
 //! Calls that move bytes from one file to another: sendfile, copy_file_range.
 //!
 //! The write of the second file fetches what the read of the first has, piece by piece: only the buffer of that write is
-//! the kernel's. As there, threads run between two pieces, and only a signal that ends the process ends a transfer to a
-//! regular file; a pipe or console waits interruptibly.
+//! the kernel's. As there, threads run between two pieces, and only a signal that ends the process ends a step of 16
+//! pages of a regular file; a pipe or console waits interruptibly.
 
 use granule_abi::file::{O_APPEND, O_NONBLOCK};
 use granule_abi::limits::RLIMIT_FSIZE;
@@ -16,6 +16,7 @@ use crate::linux::file::device::KernelDevice;
 use crate::linux::file::open::{self, FileRef, Kind, NO_SIGNAL, OpenFile};
 use crate::linux::file::pipe::PipeEnd;
 use crate::mm::space::WriteAt;
+use crate::sched::Work;
 use crate::uaccess::read_quads;
 
 /// The position at an address of the caller's; none at 0.
@@ -81,7 +82,7 @@ fn transfer(call: &Syscall<'_>, (input, from): (&OpenFile, u64), (output, to): (
         (_, Some(device)) => write_device(call, device, bytes, &mut fetch),
         (Kind::Node(_), _) => {
             open::check_end(to, bytes)?;
-            write_to(call, output, WriteAt::Byte(to), bytes, fetch).map(|(_, written)| written)
+            send_to_file(call, output, to, bytes, &mut fetch)
         }
         (Kind::Pipe(end), _) => send_to_pipe(call, output.flags() & O_NONBLOCK, end, bytes, &mut fetch),
         (Kind::Console, _) => print(call.thread, bytes, &mut fetch),
@@ -94,6 +95,32 @@ fn transfer(call: &Syscall<'_>, (input, from): (&OpenFile, u64), (output, to): (
     }
 }
 
+/// As on Linux, 16 pages at a time, and no more where a signal is pending.
+fn send_to_file(
+    call: &Syscall<'_>,
+    output: &OpenFile,
+    to: u64,
+    bytes: u64,
+    fetch: &mut dyn FnMut(&mut [u8]) -> usize,
+) -> Answer {
+    let mut done = 0;
+    while done < bytes {
+        let step = (bytes - done).min(16 * PAGE);
+        let sent = if call.thread.has(Work::SIGNAL) {
+            Err(Errno::ERESTARTSYS)
+        } else {
+            write_to(call, output, WriteAt::Byte(to + done), step, &mut *fetch)
+        };
+        match sent {
+            Ok((_, written)) if written == step => done += written,
+            Ok((_, written)) => return Ok(done + written),
+            Err(error) if done == 0 => return Err(error),
+            Err(_) => break,
+        }
+    }
+    Ok(done)
+}
+
 /// As on Linux, waits for room once, and moves what there is room for then.
 fn send_to_pipe(
     call: &Syscall<'_>,
@@ -103,8 +130,12 @@ fn send_to_pipe(
     fetch: &mut dyn FnMut(&mut [u8]) -> usize,
 ) -> Answer {
     let first = write_pipe(call, flags, end, bytes.min(PAGE), fetch)?;
-    let rest = if first < PAGE { 0 } else { bytes - first };
-    Ok(first + write_pipe(call, O_NONBLOCK | NO_SIGNAL, end, rest, fetch).unwrap_or(0))
+    let room = (end.size() as u64).saturating_sub(first);
+    let rest = if first < PAGE { 0 } else { (bytes - first).min(room) };
+    let more = write_pipe(call, O_NONBLOCK | NO_SIGNAL, end, rest, fetch).unwrap_or(0);
+    // The call has an answer, also where it was short of memory for more.
+    call.thread.take_shortage();
+    Ok(first + more)
 }
 
 pub(super) fn copy_file_range(call: &mut Syscall<'_>) -> Answer {
@@ -123,7 +154,7 @@ pub(super) fn copy_file_range(call: &mut Syscall<'_>) -> Answer {
     let Some(regular) = input.regular() else { return Ok(0) };
     let limit = call.task.process().limits.soft(RLIMIT_FSIZE);
     check_file_limit(call, to.saturating_add(1))?;
-    let count = count.min(regular.contents().size().saturating_sub(from)).min(limit - to);
+    let count = count.min(regular.contents().size().saturating_sub(from)).min(limit.saturating_sub(to));
     open::check_end(from, count)?;
     open::check_end(to, count)?;
     if is_one(&input, &output) && to + count > from && to < from + count {

@@ -95,7 +95,7 @@ pub(super) fn capget(call: &mut Syscall<'_>) -> Answer {
     }
     let process = i32::from_le_bytes(read_bytes(VirtAddr(header.0.wrapping_add(4)))?);
     let process = u32::try_from(process).map_err(|_| Errno::EINVAL)?;
-    if process != 0 && PROCESSES.lock().find_task(process).is_none() {
+    if process != 0 && PROCESSES.lock().find_of_thread(process).is_none() {
         return Err(Errno::ESRCH);
     }
     // Effective, permitted and inheritable ones: the lower words, and in newer versions the upper ones.

@@ -161,7 +161,7 @@ impl Sleeper {
     /// Takes it out of its queue; whether a waker has. No waker knows it any more, nor its waiter by it.
     fn leave(&self) -> bool {
         loop {
-            let number = self.queue.load(Ordering::Relaxed);
+            let number = self.queue.load(Ordering::Relaxed) % QUEUES;
             let mut sleepers = SLEEPERS[number].lock();
             // A waker may have moved it to another word in the meantime.
             if self.queue.load(Ordering::Relaxed) != number {
