@@ -140,7 +140,7 @@ insert into t select x, x*x from c; create index i on t(b); select count(*), sum
     },
 ];
 
-/// Of Linux's own tests what neither kernel is to run: programs that others run, and one that ends when it is told.
+/// Of Linux's own tests what neither kernel is to run: programs that others run, and one without an end.
 pub(super) const LEFT_OUT: [&str; 2] = ["mm/transhuge-stress", "pidfd/pidfd_exec_helper"];
 
 /// Why a program passes on Linux and not here.
