@@ -144,7 +144,7 @@ insert into t select x, x*x from c; create index i on t(b); select count(*), sum
 pub(super) const LEFT_OUT: [&str; 2] = ["mm/transhuge-stress", "pidfd/pidfd_exec_helper"];
 
 /// Why a program passes on Linux and not here.
-pub(super) const REASONS: [(&str, &str); 30] = [
+pub(super) const REASONS: [(&str, &str); 33] = [
     ("arm64-abi-ptrace", "there is no `ptrace`"),
     ("arm64-mte-check_hugetlb_options", "there is no hugetlbfs"),
     ("clone3-clone3", "there are no name spaces"),
@@ -175,4 +175,7 @@ pub(super) const REASONS: [(&str, &str); 30] = [
     ("pidfd-pidfd_setattr_test", "there are no name spaces"),
     ("pidfd-pidfd_setns_test", "there are no name spaces"),
     ("pidfd-pidfd_xattr_test", "there are no name spaces"),
+    ("stress-ng-brk", "there is no `capset`, which it tells"),
+    ("stress-ng-clone", "there is no `capset`, which it tells"),
+    ("stress-ng-fork", "there is no `capset`, which it tells"),
 ];
