@@ -162,7 +162,7 @@ pub fn notify(tree: &Tree, process: &Process, change: Change) -> Option<Elsewher
         let is_wanted = state.handlers.with(|actions| actions.reports_stops());
         if is_wanted { state.send(Signal::CHLD, change.cause(process.id())) } else { Visit::NONE }
     };
-    Some(Elsewhere::of_parent(parent, visit))
+    Elsewhere::of_parent(parent, visit)
 }
 
 /// Whether processes keep a group from being orphaned: a member's parent in another group of the session. Those without

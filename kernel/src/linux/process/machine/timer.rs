@@ -379,7 +379,8 @@ pub fn delete(owner: u32, id: u32) -> Result<(), Errno> {
 /// Deletes a process's timers of `timer_create`, for an exec; at its end that of `setitimer` too.
 pub fn delete_all(process: &Process, has_ended: bool) {
     let first = || {
-        let timers = TIMERS.lock();
+        // Most have had none.
+        let timers = process.has_timers.load(Ordering::Relaxed).then(|| TIMERS.lock())?;
         let first = timers.by_number.lower_bound(Bound::Included(&(process.id(), 0)));
         first.get().filter(|first| first.owner == process.id() && (has_ended || first.id != REAL))?.id.into()
     };

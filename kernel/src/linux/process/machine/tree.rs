@@ -394,10 +394,12 @@ impl Elsewhere {
         Self { id: process.id, serial: process.serial(), visit }
     }
 
-    /// Of this process, of which a child has changed: its threads wake if they wait. Under the lock of the tree.
-    pub fn of_parent(parent: &Process, visit: Visit) -> Self {
+    /// Of this process, of which a child has changed: its threads wake if they wait. `None` where none is to be visited.
+    /// Under the lock of the tree.
+    pub fn of_parent(parent: &Process, visit: Visit) -> Option<Self> {
         let waits = parent.waiting.load(Ordering::Relaxed) != 0;
-        Self::new(parent, if waits { visit.and_wake() } else { visit })
+        let visit = if waits { visit.and_wake() } else { visit };
+        (!visit.is_done()).then(|| Self::new(parent, visit))
     }
 
     /// Does the rest of it, without a lock.
@@ -765,7 +767,7 @@ impl Tree {
         if kept && let Some(link) = link {
             family.children(exit_signal).ended.insert(link);
         }
-        (kept, Some(Elsewhere::of_parent(parent, visit)))
+        (kept, Elsewhere::of_parent(parent, visit))
     }
 
     /// Prepares the end of a process: its children have no parent from now on, and those that have ended are removed.
