@@ -49,6 +49,16 @@ fn sleep(word: &AtomicU32) -> Answer {
     futex(word, FUTEX_WAIT, 0, 0, word, 0)
 }
 
+/// Repeats a call until there is a sleeper for it.
+fn in_time(mut call: impl FnMut() -> Answer) -> Answer {
+    let mut answer = Ok(0);
+    until(|| {
+        answer = call();
+        answer != Ok(0)
+    });
+    answer
+}
+
 /// Moves so many sleepers to another word, as they come.
 fn gather(from: &AtomicU32, to: &AtomicU32, count: u64) {
     let mut moved = 0;
@@ -161,12 +171,7 @@ fn moves_by_value() {
     equal("another value", call(FUTEX, [fresh, FUTEX_CMP_REQUEUE, 1, 1, at(&second), 3]), Err(EAGAIN));
     let sleeps = || equal("woken", sleep(&first), Ok(0));
     beside(sleeps, || {
-        let mut moved = Ok(0);
-        until(|| {
-            moved = compare(0, 0, 1);
-            moved != Ok(0)
-        });
-        equal("one moves", moved, Ok(1));
+        equal("one moves", in_time(|| compare(0, 0, 1)), Ok(1));
         first.store(1, Ordering::Relaxed);
         equal("another value", compare(0, 9, 9), Err(EAGAIN));
         equal("it is woken", wake(&second, 1), Ok(1));
@@ -360,12 +365,7 @@ fn newer_calls() {
         equal("none of it", wake(at(&second), all, 0, WORD), Ok(0));
         equal("other bits", wake(at(&second), 9, 1, WORD), Ok(0));
         equal("its bits", wake(at(&second), 2, u32::MAX, WORD), Ok(1));
-        let mut woken = Ok(0);
-        until(|| {
-            woken = wake(word, all, 9, OWN);
-            woken != Ok(0)
-        });
-        equal("a private one", woken, Ok(1));
+        equal("a private one", in_time(|| wake(word, all, 9, OWN)), Ok(1));
     });
 }
 
@@ -389,12 +389,7 @@ fn newer_moves() {
     beside(
         || equal("woken", call(FUTEX_WAIT_CALL, [at(&first), 0, all, OWN.into(), 0, 1]), Ok(0)),
         || {
-            let mut moved = Ok(0);
-            until(|| {
-                moved = requeue(&both, 0, 0, 1);
-                moved != Ok(0)
-            });
-            equal("one moves to a private word", moved, Ok(1));
+            equal("one moves to a private word", in_time(|| requeue(&both, 0, 0, 1)), Ok(1));
             equal("which a shared one is not", wake(at(&second), WORD), Ok(0));
             equal("it is woken", wake(at(&second), OWN), Ok(1));
         },
@@ -423,12 +418,7 @@ fn waits_for_any() {
         beside(
             || equal("which one", wait_for_any(&list, None), Ok(index)),
             || {
-                let mut woken = Ok(0);
-                until(|| {
-                    woken = futex(word, FUTEX_WAKE | scope, 9, 0, word, 0);
-                    woken != Ok(0)
-                });
-                equal("one is woken", woken, Ok(1));
+                equal("one is woken", in_time(|| futex(word, FUTEX_WAKE | scope, 9, 0, word, 0)), Ok(1));
             },
         );
         let none = words.each_ref().map(|word| wake(word, 9));
@@ -507,12 +497,11 @@ fn many_words() {
         beside(
             || equal("which one", wait_for_any(&list, None), Ok(index as u64)),
             || {
-                let mut woken = Ok(0);
-                until(|| {
-                    woken = futex(&words[index], FUTEX_WAKE | FUTEX_PRIVATE_FLAG, 1, 0, &words[0], 0);
-                    woken != Ok(0)
-                });
-                equal("one", woken, Ok(1));
+                equal(
+                    "one",
+                    in_time(|| futex(&words[index], FUTEX_WAKE | FUTEX_PRIVATE_FLAG, 1, 0, &words[0], 0)),
+                    Ok(1),
+                );
             },
         );
     }

@@ -141,24 +141,22 @@ impl Contents<'_> {
                 first
             }
             Self::Zeros(left) => {
-                let wanted = buffer.len().min(*left as usize);
-                *left -= wanted as u64;
-                let piece = buffer.get_mut(..wanted).unwrap_or_default();
+                let piece = first(buffer, left);
                 piece.fill(0);
                 piece
             }
             Self::Random(stream, left) => {
-                let wanted = buffer.len().min(*left as usize);
-                *left -= wanted as u64;
-                let piece = buffer.get_mut(..wanted).unwrap_or_default();
+                let piece = first(buffer, left);
                 stream.fill(piece);
                 piece
             }
             Self::Object(object, at, left) => {
-                let wanted = buffer.len().min(*left as usize);
-                let piece = buffer.get_mut(..wanted).unwrap_or_default();
+                let piece = first(buffer, left);
                 let read = object.read(*at, piece);
-                (*at, *left) = (*at + read as u64, if read < wanted { 0 } else { *left - read as u64 });
+                *at += read as u64;
+                if read < piece.len() {
+                    *left = 0;
+                }
                 piece.get(..read).unwrap_or_default()
             }
         }
@@ -171,6 +169,13 @@ impl Contents<'_> {
         to.iter_mut().zip(bytes).for_each(|(to, byte)| *to = *byte);
         count
     }
+}
+
+/// The first bytes of a buffer, at most as many as are `left`, which are fewer then.
+fn first<'b>(buffer: &'b mut [u8], left: &mut u64) -> &'b mut [u8] {
+    let wanted = buffer.len().min(*left as usize);
+    *left -= wanted as u64;
+    buffer.get_mut(..wanted).unwrap_or_default()
 }
 
 /// A regular file, to be written.

@@ -41,7 +41,7 @@ pub(super) fn futex(call: &mut Syscall<'_>) -> Answer {
     };
     match kind {
         FUTEX_WAIT | FUTEX_WAIT_BITSET => wait(call.task, &Wait { word, value, bits, until }),
-        FUTEX_WAKE | FUTEX_WAKE_BITSET => wake(call, word, value, bits),
+        FUTEX_WAKE | FUTEX_WAKE_BITSET => wake(call, word, at_least_one(value), bits),
         FUTEX_REQUEUE | FUTEX_CMP_REQUEUE => {
             let expected = (kind == FUTEX_CMP_REQUEUE).then_some(call.argument::<5>() as u32);
             requeue(
@@ -58,9 +58,6 @@ pub(super) fn futex(call: &mut Syscall<'_>) -> Answer {
 
 /// Waits. A wait that a signal interrupts is repeated, or continues up to the same limit.
 pub(super) fn wait(task: &Task, wait: &Wait) -> Answer {
-    if wait.bits == 0 {
-        return Err(Errno::EINVAL);
-    }
     match sleepers::wait(task.space(), wait) {
         Err(Errno::EINTR) if wait.until.is_none() => Err(Errno::ERESTARTSYS),
         Err(Errno::EINTR) => {
@@ -71,14 +68,11 @@ pub(super) fn wait(task: &Task, wait: &Wait) -> Answer {
     }
 }
 
-/// Wakes, as Linux does one for a count of 0 or below.
-fn wake(call: &Syscall<'_>, word: Word, count: u32, bits: u32) -> Answer {
-    if bits == 0 {
-        return Err(Errno::EINVAL);
-    }
-    sleepers::wake(call.task.space(), word, at_least_one(count), bits).map(|woken| woken as u64)
+fn wake(call: &Syscall<'_>, word: Word, count: usize, bits: u32) -> Answer {
+    sleepers::wake(call.task.space(), word, count, bits).map(|woken| woken as u64)
 }
 
+/// A count of sleepers to wake: Linux wakes one for 0 or less.
 fn at_least_one(count: u32) -> usize {
     (count as i32).max(1) as usize
 }
@@ -167,10 +161,8 @@ fn read_word(list: VirtAddr, index: usize) -> Result<(Word, u32), Errno> {
 pub(super) fn futex_wake(call: &mut Syscall<'_>) -> Answer {
     let word = word_of(call.argument::<0>(), u64::from(call.argument::<3>() as u32))?;
     let (bits, count) = (of_word(call.argument::<1>())?, call.argument::<2>() as u32);
-    if count == 0 && bits != 0 {
-        // The word is looked at all the same.
-        return sleepers::wake(call.task.space(), word, 0, bits).map(|_| 0);
-    }
+    // As by the older call, but for a count of 0.
+    let count = if count == 0 { 0 } else { at_least_one(count) };
     wake(call, word, count, bits)
 }
 
@@ -178,9 +170,6 @@ pub(super) fn futex_wait(call: &mut Syscall<'_>) -> Answer {
     let word = word_of(call.argument::<0>(), u64::from(call.argument::<3>() as u32))?;
     let (value, bits) = (of_word(call.argument::<1>())?, of_word(call.argument::<2>())?);
     let until = deadline_by(call.address::<4>(), call.argument::<5>())?;
-    if bits == 0 {
-        return Err(Errno::EINVAL);
-    }
     begin_anew(sleepers::wait(call.task.space(), &Wait { word, value, bits, until }).map(|()| 0))
 }
 

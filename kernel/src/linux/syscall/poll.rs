@@ -1,6 +1,7 @@
 //! ppoll: waits until one of several files is ready.
 
 use core::cell::Cell;
+
 use granule_abi::file::{POLLERR, POLLHUP, POLLNVAL, PollFd};
 use granule_abi::limits::RLIMIT_NOFILE;
 use granule_arch::addr::VirtAddr;

@@ -101,9 +101,10 @@ pub(super) fn capget(call: &mut Syscall<'_>) -> Answer {
     // Effective, permitted and inheritable ones: the lower words, and in newer versions the upper ones.
     let [low, high] = [ALL as u32, (ALL >> 32) as u32].map(|word| [word, word, 0]);
     let (words, parts) = ([low, high], if version == VERSIONS[0] { 1 } else { 2 });
-    let bytes = words.as_flattened().iter().take(3 * parts).flat_map(|word| word.to_le_bytes());
-    let bytes: heapless::Vec<u8, 24> = bytes.collect();
-    uaccess::copy_to_user(data, &bytes).map(|()| Ok(0))?
+    let bytes = words.map(|part| part.map(u32::to_le_bytes));
+    let bytes = bytes.get(..parts).unwrap_or_default().as_flattened().as_flattened();
+    uaccess::copy_to_user(data, bytes)?;
+    Ok(0)
 }
 
 /// Advice for files in memory has nothing to do.

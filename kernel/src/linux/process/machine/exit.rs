@@ -5,12 +5,11 @@
 use granule_abi::process::{WALL, WCLONE, WCONTINUED, WEXITED, WNOHANG, WNOWAIT, WUNTRACED};
 use granule_arch::addr::VirtAddr;
 
-use super::futex::{Scope, Word};
 use super::state::Visit;
 use super::task::Task;
 use super::tree::PROCESSES;
 use super::tree::collect::{Child, Named, Wanted};
-use super::{futex, jobs, robust, timer};
+use super::{jobs, robust, timer};
 use crate::linux::errno::Errno;
 use crate::linux::process::status::{Change, Life, ProcessEnd};
 use crate::mm::heap::GROWTH_PAGES;
@@ -80,8 +79,7 @@ pub fn leave_memory(task: &Task) {
     // futex, is zeroed all the same.
     let clear = || uaccess::put_u32(word, 0).or_else(|_| uaccess::copy_to_user(word, &0_u32.to_le_bytes()));
     if word.0 != 0 && task.space_user().is_shared() && clear().is_ok() {
-        // A word that cannot be a shared futex has no sleepers to wake.
-        let _ = futex::wake(task.space(), Word { at: word, scope: Scope::Any }, 1, u32::MAX);
+        robust::wake(task, word);
     }
     if let Some(vfork) = task.vfork.take() {
         vfork.finish();

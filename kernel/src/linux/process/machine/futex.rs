@@ -103,7 +103,7 @@ impl KeyAdapter<'_> for Link {
 }
 
 impl Sleepers {
-    /// Adds one at the end of those of a word, in the tree of queue `number`.
+    /// Adds one at the end of those of a word of this queue.
     ///
     /// # Safety
     /// It is in no tree, and stays where it is, like its waiter, until [`Sleeper::leave`].
@@ -275,8 +275,11 @@ fn expect(word: Word, value: u32) -> Result<(), Errno> {
 /// Sleeps while the word has this value, until it is woken with a set that meets `bits`, or `until`.
 ///
 /// # Errors
-/// `EAGAIN` (another value), `EFAULT`, `EINVAL` (not aligned), `ETIMEDOUT`, `EINTR`.
+/// `EAGAIN` (another value), `EFAULT`, `EINVAL` (not aligned, no bits), `ETIMEDOUT`, `EINTR`.
 pub fn wait(space: &Space, wait: &Wait) -> Result<(), Errno> {
+    if wait.bits == 0 {
+        return Err(Errno::EINVAL);
+    }
     // A bad address is refused before a waker could find the thread.
     let key = FutexKey::of(space, wait.word)?;
     expect(wait.word, wait.value)?;
@@ -321,8 +324,11 @@ pub fn wait_for_any(space: &Space, words: &PagedList<(Word, u32)>, until: Option
 /// Wakes at most `count` sleepers of the word whose bits meet `bits`; returns how many.
 ///
 /// # Errors
-/// `EFAULT`, `EINVAL` (not aligned).
+/// `EFAULT`, `EINVAL` (not aligned, no bits).
 pub fn wake(space: &Space, word: Word, count: usize, bits: u32) -> Result<usize, Errno> {
+    if bits == 0 {
+        return Err(Errno::EINVAL);
+    }
     Ok(Wakes::new(FutexKey::of(space, word)?, count, bits).finish())
 }
 
@@ -332,7 +338,7 @@ struct Wakes {
     next: (FutexKey, u64),
     /// Sleepers from this number on came later and are not woken: else this might never end.
     end: Option<u64>,
-    /// How many are left to be woken.
+    /// How many are left to be woken; 0 where there are no more.
     left: usize,
     woken: usize,
     bits: u32,
@@ -343,8 +349,8 @@ impl Wakes {
         Self { next: (key, 0), end: None, left: count, woken: 0, bits }
     }
 
-    /// Wakes those of the next batch in the word's queue; whether there may be more.
-    fn wake_some(&mut self, sleepers: &mut Sleepers) -> bool {
+    /// Wakes those of the next batch in the word's queue.
+    fn wake_some(&mut self, sleepers: &mut Sleepers) {
         let (end, mut visits) = (*self.end.get_or_insert(sleepers.next), BATCH);
         while self.left != 0
             && let Some(sleeper) = sleepers.take(&mut self.next, end, self.bits, &mut visits)
@@ -352,14 +358,19 @@ impl Wakes {
             sleeper.wake();
             (self.left, self.woken) = (self.left - 1, self.woken + 1);
         }
-        self.left != 0 && visits == 0
+        if visits != 0 {
+            self.left = 0;
+        }
     }
 
     /// Wakes the others; returns how many were woken in all.
     fn finish(mut self) -> usize {
         let queue = &SLEEPERS[self.next.0.queue()];
-        while self.wake_some(&mut queue.lock()) {
-            relax();
+        while self.left != 0 {
+            self.wake_some(&mut queue.lock());
+            if self.left != 0 {
+                relax();
+            }
         }
         self.woken
     }

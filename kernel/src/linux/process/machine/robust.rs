@@ -116,7 +116,8 @@ fn mark(task: &Task, Entry { at, inherits }: Entry, offset: u64, field: HeadFiel
     Ok(())
 }
 
-fn wake(task: &Task, word: VirtAddr) {
+/// Wakes a sleeper of a word that a thread which ends has changed.
+pub(super) fn wake(task: &Task, word: VirtAddr) {
     // A word that cannot be a shared futex has no sleepers to wake.
     let _ = futex::wake(task.space(), Word { at: word, scope: Scope::Any }, 1, u32::MAX);
 }
