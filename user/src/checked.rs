@@ -47,6 +47,7 @@ calls! {
     SIGALTSTACK __NR_sigaltstack, RT_SIGACTION __NR_rt_sigaction, RT_SIGPROCMASK __NR_rt_sigprocmask,
     RT_SIGPENDING __NR_rt_sigpending, RT_SIGRETURN __NR_rt_sigreturn,
     GETITIMER __NR_getitimer, SETITIMER __NR_setitimer, TIMER_CREATE __NR_timer_create, TIMERFD_CREATE __NR_timerfd_create,
+    SIGNALFD4 __NR_signalfd4,
     TIMERFD_SETTIME __NR_timerfd_settime, TIMERFD_GETTIME __NR_timerfd_gettime,
     TIMER_GETTIME __NR_timer_gettime, TIMER_GETOVERRUN __NR_timer_getoverrun, TIMER_SETTIME __NR_timer_settime,
     TIMER_DELETE __NR_timer_delete,

@@ -167,6 +167,9 @@ pub const TIMERS: Rank = HEAP_GROWTH;
 /// All processes: their numbers, and which is whose child. Nothing is allocated or freed under it, nor under the
 /// next.
 pub const PROCESSES: Rank = 5;
+/// All items of epoll sets. Files are polled under it, and some look at the caller's process. Never held together with the
+/// lock of all processes.
+pub const EPOLL: Rank = PROCESSES;
 /// One process: its threads, and the signals pending for it and for them. One at a time.
 pub const PROCESS: Rank = 6;
 /// The actions on the signals of a process, or of those that share them. A fork allocates its copy under it.
@@ -213,8 +216,6 @@ pub const HEAP: Rank = 22;
 pub const GUARDED_HEAP: Rank = HEAP;
 /// The owner of a device.
 pub const DEVICE: Rank = 23;
-/// All items of epoll sets. Files are polled under it.
-pub const EPOLL: Rank = DEVICE;
 /// A queue of threads that wait. Anything above may wake them.
 pub const WAIT: Rank = 24;
 /// The moments that threads of a CPU wait for.

@@ -256,6 +256,11 @@ fn futexes_of_several_words_answer_as_on_linux(t: &mut Test) {
     succeeds(t, "futexes");
 }
 
+target_test!(signals_that_are_read_answer_as_on_linux, needs("smp"), limit(60));
+fn signals_that_are_read_answer_as_on_linux(t: &mut Test) {
+    succeeds(t, "signalfd");
+}
+
 target_test!(processes_read_others_and_leave_marks_as_on_linux, needs("smp"), limit(60));
 fn processes_read_others_and_leave_marks_as_on_linux(t: &mut Test) {
     succeeds(t, "remote");

@@ -161,6 +161,11 @@ pub const EFD_CLOEXEC: u32 = O_CLOEXEC;
 /// eventfd2: reads and writes do not wait.
 pub const EFD_NONBLOCK: u32 = O_NONBLOCK;
 
+/// signalfd4: an exec closes the descriptor.
+pub const SFD_CLOEXEC: u32 = O_CLOEXEC;
+/// signalfd4: reads do not wait.
+pub const SFD_NONBLOCK: u32 = O_NONBLOCK;
+
 /// timerfd_create: an exec closes the descriptor.
 pub const TFD_CLOEXEC: u32 = O_CLOEXEC;
 /// timerfd_create: reads do not wait.

@@ -57,6 +57,7 @@ numbers! {
     PWRITEV = 70 "pwritev";
     SENDFILE = 71 "sendfile";
     PPOLL = 73 "ppoll";
+    SIGNALFD4 = 74 "signalfd4";
     READLINKAT = 78 "readlinkat";
     NEWFSTATAT = 79 "newfstatat";
     FSTAT = 80 "fstat";

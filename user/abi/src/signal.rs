@@ -224,6 +224,56 @@ impl SigInfo {
     }
 }
 
+/// A signal as it is read from a file: `struct signalfd_siginfo`. Each field is 0 but for those that its kind has.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct SignalfdSiginfo {
+    /// Which signal.
+    pub signo: u32,
+    /// Nothing.
+    pub errno: i32,
+    /// Why: one of the `SI_`, `SEGV_`, `BUS_`, ... codes.
+    pub code: i32,
+    /// The sender, or the child.
+    pub pid: u32,
+    /// Its user.
+    pub uid: u32,
+    /// SIGIO: the descriptor.
+    pub fd: i32,
+    /// The timer.
+    pub tid: u32,
+    /// SIGIO: the events.
+    pub band: u32,
+    /// How often a timer passed unnoticed.
+    pub overrun: u32,
+    /// Nothing on arm64.
+    pub trapno: u32,
+    /// The child's.
+    pub status: i32,
+    /// The value that it was sent with, as a number.
+    pub int: i32,
+    /// The value, as an address.
+    pub ptr: u64,
+    /// The child's CPU time in EL0.
+    pub utime: u64,
+    /// Its CPU time in the kernel.
+    pub stime: u64,
+    /// The address of a fault.
+    pub addr: u64,
+    /// log2 of the bytes that are gone there.
+    pub addr_lsb: u16,
+    /// Nothing.
+    pub padding: u16,
+    /// SIGSYS: the call's number.
+    pub syscall: i32,
+    /// SIGSYS: the address of the call.
+    pub call_addr: u64,
+    /// SIGSYS: the machine.
+    pub arch: u32,
+    /// Nothing.
+    pub reserved: [u32; 7],
+}
+
 /// The interrupted registers, which the handler may change: `struct sigcontext`.
 #[repr(C, align(16))]
 #[derive(Clone, Copy, Debug)]
@@ -337,6 +387,9 @@ const _: () = {
     assert!(size_of::<SigAction>() == 32);
     assert!(size_of::<SigStack>() == 24);
     assert!(size_of::<SigInfo>() == 128);
+    assert!(size_of::<SignalfdSiginfo>() == 128);
+    assert!(offset_of!(SignalfdSiginfo, ptr) == 48);
+    assert!(offset_of!(SignalfdSiginfo, call_addr) == 88);
     assert!(offset_of!(SigInfo, fields) == 16);
     assert!(offset_of!(SigContext, records) == 288);
     assert!(size_of::<SigContext>() == 4384);

@@ -17,7 +17,7 @@ use granule_runner::serial::Limit;
 use super::{SESSION_LIMIT, files};
 
 /// Programs of target tests, as they run at the monitor.
-const PROGRAMS: [&str; 45] = [
+const PROGRAMS: [&str; 46] = [
     "run accounts",
     "run scan",
     "run names",
@@ -42,6 +42,7 @@ const PROGRAMS: [&str; 45] = [
     "run tasks losers 20",
     "run epoll",
     "run futexes",
+    "run signalfd",
     "run exec",
     "run answers",
     "run files",

@@ -7,7 +7,7 @@
 //! - `open`: open files, with what a `stat` shows of them
 //! - [`locks`]: locks of files and of their bytes
 //! - `userfaultfd`: files by which pagers serve faults
-//! - `pipe`, with its pages in [`ring`], `event` and `timerfd`: pipes, counters and timers
+//! - `pipe`, with its pages in [`ring`], `event`, `timerfd` and `signalfd`: pipes, counters, timers and signals
 //! - `epoll`: sets of files that are watched
 //! - `pidfd`: files that refer to a process
 //! - [`proc`]: the files of `/proc`
@@ -34,6 +34,8 @@ pub mod pipe;
 pub mod proc;
 pub mod records;
 pub mod ring;
+#[cfg(target_os = "none")]
+pub mod signalfd;
 #[cfg(target_os = "none")]
 pub mod stat;
 pub mod table;

@@ -1,7 +1,7 @@
 //! Open files (POSIX: open file descriptions): what a file is, how it was opened, and where in it reads go on.
 //!
-//! There are nodes of the tree and memory files, the console, devices, pipes, event counters, timers, epoll sets,
-//! references to processes, and what `/proc` has.
+//! There are nodes of the tree and memory files, the console, devices, pipes, event counters, timers, signals, epoll
+//! sets, references to processes, and what `/proc` has.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -22,6 +22,7 @@ use super::locks::LockOwner;
 use super::pidfd::Pidfd;
 use super::pipe::PipeEnd;
 use super::proc::{Pagemap, ProcContents, ProcEntry, ProcId, ProcSubject};
+use super::signalfd::SignalFile;
 use super::table::{Filed, Files, Pools};
 use super::timerfd::TimerFile;
 use super::tree::{self, NAME, NodeKind};
@@ -109,6 +110,8 @@ pub enum Kind {
     Event(EventCounter),
     /// A timer.
     Timer(TimerFile),
+    /// Signals of its reader.
+    Signals(SignalFile),
     /// An epoll set.
     Epoll(EpollFile),
     /// A reference to a process.
@@ -450,11 +453,15 @@ impl OpenFile {
     /// `ESPIPE`.
     pub fn check_seekable(&self) -> Result<(), Errno> {
         match self.kind {
-            Kind::Console | Kind::Pipe(_) | Kind::Event(_) | Kind::Timer(_) | Kind::Epoll(_) | Kind::Userfault(_) => {
-                Err(Errno::ESPIPE)
-            }
+            Kind::Console | Kind::Pipe(_) => Err(Errno::ESPIPE),
+            _ if self.is_without_position() => Err(Errno::ESPIPE),
             _ => Ok(()),
         }
+    }
+
+    /// Whether it is one of the files without a name that are read, whose position is always 0.
+    const fn is_without_position(&self) -> bool {
+        matches!(self.kind, Kind::Event(_) | Kind::Timer(_) | Kind::Signals(_) | Kind::Epoll(_) | Kind::Userfault(_))
     }
 
     /// The kind of the open file.
@@ -474,6 +481,7 @@ impl OpenFile {
             Kind::Pipe(end) => end.poll(),
             Kind::Event(counter) => counter.poll(),
             Kind::Timer(timer) => timer.poll(),
+            Kind::Signals(signals) => signals.poll(),
             Kind::Epoll(set) => set.poll(reader),
             Kind::Process(process) => process.poll(),
             // As on Linux, for a reader that does not wait: a fault may be served before it is read.
@@ -666,6 +674,7 @@ impl OpenFile {
             | Kind::Pipe(_)
             | Kind::Event(_)
             | Kind::Timer(_)
+            | Kind::Signals(_)
             | Kind::Epoll(_)
             | Kind::Process(_) => Err(Errno::ESPIPE),
         }
@@ -692,13 +701,13 @@ impl OpenFile {
         let size = match &self.kind {
             Kind::Console | Kind::Device(_) | Kind::Pipe(_) | Kind::Process(_) => return Err(Errno::ESPIPE),
             // As on Linux, its position stays where it is.
-            Kind::Event(_) | Kind::Timer(_) | Kind::Epoll(_) | Kind::Userfault(_) => return Ok(0),
+            _ if self.is_without_position() => return Ok(0),
             Kind::Node(_) if self.kernel_device().is_some() => return Ok(0),
             Kind::Proc(ProcContents::ClearRefs(_)) => return Ok(0),
             Kind::Proc(ProcContents::Pagemap(_) | ProcContents::Memory(_)) => {
                 return self.seek_in_space(offset, whence);
             }
-            Kind::Node(_) | Kind::Proc(_) | Kind::ProcDirectory(_) => match contents {
+            _ => match contents {
                 Some(contents) => contents.size() as i64,
                 None if matches!(self.kind, Kind::ProcDirectory(_)) => 0,
                 // They have no size that they could be measured by.

@@ -33,7 +33,9 @@ impl OpenFile {
                 FileStat { device: 3, attributes, ..special(number, 0) }
             }
             // As on Linux, of no kind.
-            Kind::Event(_) | Kind::Timer(_) | Kind::Epoll(_) => FileStat { device: 4, ..special(1, 0o600) },
+            Kind::Event(_) | Kind::Timer(_) | Kind::Signals(_) | Kind::Epoll(_) => {
+                FileStat { device: 4, ..special(1, 0o600) }
+            }
             Kind::Process(process) => FileStat { device: 6, ..special(process.serial as usize, 0o700) },
             Kind::Proc(file) => FileStat { device: 5, ..special(usize::MAX - 3, S_IFREG | file.mode()) },
             Kind::ProcDirectory(_) => FileStat { links: 2, ..special(usize::MAX - 3, S_IFDIR | 0o555) },

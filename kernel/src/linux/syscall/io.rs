@@ -12,7 +12,9 @@ use granule_arch::addr::{PAGE, VirtAddr};
 
 use super::names::{umask, working_directory};
 use super::process::{Path, read_path};
-use super::{Answer, MOST_AT_ONCE, Syscall, locks, read_bytes, read_quads, scan, streams, userfault, write_quads};
+use super::{
+    Answer, MOST_AT_ONCE, Syscall, locks, read_bytes, read_quads, scan, signal, streams, userfault, write_quads,
+};
 use crate::chip::console;
 use crate::linux::errno::Errno;
 use crate::linux::file::contents::Contents;
@@ -64,7 +66,7 @@ fn drain(call: &Syscall<'_>, file: &OpenFile, flags: u32, bytes: u64, mut from: 
     match file.kind() {
         Kind::Node(_) => {}
         Kind::Pipe(end) => return streams::write_pipe(call, flags, end, bytes, &mut from.fetching()),
-        Kind::Timer(_) => return Err(Errno::EINVAL),
+        Kind::Timer(_) | Kind::Signals(_) => return Err(Errno::EINVAL),
         Kind::Event(counter) => return streams::write_event(flags, counter, bytes, &mut from),
         Kind::Proc(contents) => {
             let (written, end) = streams::write_proc(call, contents, file.position(), bytes, &mut from)?;
@@ -201,6 +203,7 @@ fn fill(call: &Syscall<'_>, file: &OpenFile, flags: u32, bytes: u64, mut to: Use
         Kind::Timer(timer) => {
             streams::read_count(most, &mut to, || timer.read(open::if_not_ready(flags), take_moments))
         }
+        Kind::Signals(signals) => signal::read_signals(call, flags, signals, most, &mut to),
         Kind::Userfault(pager) => userfault::read(call, flags, pager, bytes, &mut to),
         Kind::Proc(contents) => {
             let (read, end) = streams::read_proc(call, contents, file.position(), most, &mut to)?;

@@ -225,6 +225,7 @@ static TABLE: [SyscallEntry; number::END] = {
     table[number::NANOSLEEP] = entry!(time::nanosleep);
     table[number::GETITIMER] = entry!(timer::getitimer);
     table[number::SETITIMER] = entry!(timer::setitimer);
+    table[number::SIGNALFD4] = entry!(signal::signalfd4);
     table[number::TIMERFD_CREATE] = entry!(timer::timerfd_create);
     table[number::TIMERFD_SETTIME] = entry!(timer::timerfd_settime);
     table[number::TIMERFD_GETTIME] = entry!(timer::timerfd_gettime);

@@ -219,7 +219,9 @@ pub(super) fn fchmodat2(call: &mut Syscall<'_>) -> Answer {
 /// The node whose attributes change. Those of the others stay, and of some Linux refuses to change them.
 fn to_change(file: &OpenFile) -> Result<Option<&FileNodeRef>, Errno> {
     match file.kind() {
-        Kind::Event(_) | Kind::Timer(_) | Kind::Epoll(_) | Kind::Process(_) | Kind::Userfault(_) => Err(Errno::ENOTSUP),
+        Kind::Event(_) | Kind::Timer(_) | Kind::Signals(_) | Kind::Epoll(_) | Kind::Process(_) | Kind::Userfault(_) => {
+            Err(Errno::ENOTSUP)
+        }
         _ => Ok(file.node()),
     }
 }

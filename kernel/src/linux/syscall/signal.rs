@@ -1,20 +1,27 @@
 //! Calls for signals.
 
+use granule_abi::file::{O_RDWR, SFD_CLOEXEC, SFD_NONBLOCK};
 use granule_abi::signal::{SI_TKILL, SI_USER, SIG_BLOCK, SIG_SETMASK, SIG_UNBLOCK, SigAction, SigStack};
 use granule_arch::addr::VirtAddr;
 
+use super::io::{self, UserBytes};
 use super::pidfd::{given, permit};
 use super::poll::exchange_mask;
 use super::time::{after, read_timespec};
-use super::{Answer, Syscall, read_quads, write_quads};
+use super::{Answer, Syscall, read_quads, streams, write_quads};
 use crate::linux::errno::Errno;
+use crate::linux::file::open::{self, Kind, OpenFile};
+use crate::linux::file::signalfd::{self, SignalFile};
+use crate::linux::file::table::OnExec;
 use crate::linux::process::send::{self, Asked};
 use crate::linux::process::signal::frame::info_bytes;
+use crate::linux::process::signal::record::{RECORD, record};
 use crate::linux::process::signal::{Effect, Set, Signal, SignalCause, deliver};
 use crate::linux::process::status::Life;
+use crate::linux::process::task::Task;
 use crate::linux::process::timer;
 use crate::linux::process::tree::Process;
-use crate::sched::{self, Woken};
+use crate::sched::{self, IfNotReady, Woken};
 use crate::uaccess;
 
 /// Bytes of a signal set, which each call passes.
@@ -106,6 +113,65 @@ pub(super) fn rt_sigtimedwait(call: &mut Syscall<'_>) -> Answer {
     Ok(u64::from(signal.number()))
 }
 
+/// Opens a file that the signals of a set are read from, or gives it another set.
+pub(super) fn signalfd4(call: &mut Syscall<'_>) -> Answer {
+    let (descriptor, flags) = (call.argument::<0>() as u32, call.argument::<3>() as u32);
+    if call.argument::<2>() != SET {
+        return Err(Errno::EINVAL);
+    }
+    let [wanted] = read_quads(call.address::<1>())?;
+    if flags & !(SFD_CLOEXEC | SFD_NONBLOCK) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let wanted = Set(wanted).blockable().0;
+    if descriptor == u32::MAX {
+        let signals = Kind::Signals(SignalFile::new(wanted, Task::look));
+        let file = OpenFile::new(signals, O_RDWR | flags & SFD_NONBLOCK)?;
+        return streams::add(call, file, OnExec::requested(flags & SFD_CLOEXEC));
+    }
+    let file = io::file(call, descriptor.into())?;
+    let Kind::Signals(signals) = file.kind() else { return Err(Errno::EINVAL) };
+    signals.set_wanted(wanted);
+    signalfd::wake(call.task.process().id());
+    Ok(descriptor.into())
+}
+
+/// Takes as many signals as there are, and there is room for; waits for the first alone.
+#[inline(never)]
+pub(super) fn read_signals(
+    call: &Syscall<'_>,
+    flags: u32,
+    file: &SignalFile,
+    bytes: u64,
+    to: &mut UserBytes,
+) -> Answer {
+    let (task, process) = (call.task, call.task.process());
+    if bytes < RECORD as u64 {
+        return Err(Errno::EINVAL);
+    }
+    let (mut done, mut if_not_ready) = (0, open::if_not_ready(flags));
+    let outcome = loop {
+        let mut taken = None;
+        let outcome = file.read(process.id(), if_not_ready, &mut |wanted| {
+            taken = task.take_or_await(Set(wanted), Set::EMPTY);
+            taken.is_some()
+        });
+        let Some((signal, cause)) = taken else { break outcome };
+        let cause = timer::delivered(process, signal, cause);
+        // As on Linux, one that cannot be stored is lost.
+        if to.store(&record(signal, &cause)) < RECORD {
+            break Err(Errno::EFAULT);
+        }
+        done += RECORD as u64;
+        if bytes - done < RECORD as u64 {
+            break Ok(());
+        }
+        if_not_ready = IfNotReady::Fail;
+        sched::relax();
+    };
+    if done == 0 { outcome.map(|()| 0) } else { Ok(done) }
+}
+
 pub(super) fn rt_sigaction(call: &mut Syscall<'_>) -> Answer {
     let (new, old) = (call.address::<1>(), call.address::<2>());
     if call.argument::<3>() != SET {
@@ -177,8 +243,7 @@ pub(super) fn rt_sigpending(call: &mut Syscall<'_>) -> Answer {
     }
     let waiting = {
         let state = call.task.process().lock();
-        let own = call.task.pending(&state).set();
-        own.with(state.pending.set()).and(call.task.blocked()).0.to_le_bytes()
+        call.task.all_pending(&state).and(call.task.blocked()).0.to_le_bytes()
     };
     if let Some(part @ [_, ..]) = waiting.get(..size as usize) {
         crate::uaccess::copy_to_user(to, part)?;

@@ -13,7 +13,7 @@ use granule_runner::differences::{DIFFERENCES, Difference};
 use super::kernels::Kernels;
 
 /// Programs that compare each answer with Linux's, or whose end tells that all was as they expect.
-const PROGRAMS: [&str; 36] = [
+const PROGRAMS: [&str; 37] = [
     "accounts",
     "advice race",
     "bti exec",
@@ -42,6 +42,7 @@ const PROGRAMS: [&str; 36] = [
     "remap race",
     "rseq",
     "scan",
+    "signalfd",
     "signals",
     "stops",
     "stress 1 4",

@@ -19,6 +19,7 @@ use spin::Once;
 use super::jobs::Stop;
 use super::task::{InProcess, Task};
 use crate::kernel;
+use crate::linux::file::signalfd;
 use crate::linux::process::signal::{Actions, Effect, Pending, Set, Signal, SignalCause};
 use crate::linux::process::status::{Life, Name, ProcessEnd};
 use crate::mm::OutOfMemory;
@@ -257,6 +258,7 @@ impl ProcessState {
         }
         self.pending.add(signal, cause);
         visit.offer = signal.set();
+        visit.polls = signalfd::are_some();
         // The first thread handles it, if it can.
         let outcome = self.find(self.id).map_or(VisitOutcome::Next, |main| visit.at(self, main));
         self.finish_step(&mut visit, outcome);
@@ -271,7 +273,7 @@ impl ProcessState {
         if self.life != Life::Running {
             return Visit::NONE;
         }
-        let visit = self.prepare(signal);
+        let mut visit = self.prepare(signal);
         let effect = self.effect(signal);
         let Some(task) = self.find(id) else { return visit };
         let open = !task.blocked().has(signal);
@@ -279,6 +281,7 @@ impl ProcessState {
             return visit;
         }
         task.pending(self).add(signal, cause);
+        visit.polls = signalfd::are_some();
         if open && effect == Effect::Fatal && !task.is_leaving() && self.may_end_by(signal) {
             return self.end(ProcessEnd::Killed(signal));
         }
@@ -331,7 +334,7 @@ impl ProcessState {
             };
             for _ in 0..BATCH {
                 let Some(task) = tasks.get() else {
-                    *visit = Visit::NONE;
+                    *visit = Visit { polls: visit.polls, ..Visit::NONE };
                     return;
                 };
                 visit.after = Some(task.id());
@@ -385,12 +388,21 @@ pub struct Visit {
     halt: bool,
     /// Signals that SIGCONT takes away from each thread, or that take it away.
     forget: Set,
+    /// Wake the pollers of signals.
+    polls: bool,
 }
 
 impl Visit {
     /// Nothing to do.
-    pub const NONE: Self =
-        Self { after: None, offer: Set::EMPTY, wake: false, exit: false, halt: false, forget: Set::EMPTY };
+    pub const NONE: Self = Self {
+        after: None,
+        offer: Set::EMPTY,
+        wake: false,
+        exit: false,
+        halt: false,
+        forget: Set::EMPTY,
+        polls: false,
+    };
     /// Notify the threads that must exit.
     pub const EXIT: Self = Self { exit: true, ..Self::NONE };
 
@@ -409,7 +421,15 @@ impl Visit {
 
     /// Whether nothing is left to do.
     pub const fn is_done(&self) -> bool {
-        self.offer.is_empty() && !self.wake && !self.exit && !self.halt && self.forget.is_empty()
+        self.offer.is_empty() && !self.wake && !self.exit && !self.halt && self.forget.is_empty() && !self.polls
+    }
+
+    /// Wakes the pollers of signals of the process with this number, if that is left to do. For threads, without a lock.
+    #[inline]
+    pub fn wake_pollers(&mut self, process: u32) {
+        if core::mem::take(&mut self.polls) {
+            signalfd::wake(process);
+        }
     }
 
     fn at(&mut self, state: &ProcessState, task: &Task) -> VisitOutcome {

@@ -27,7 +27,7 @@ use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
 use crate::mm::pool::{Pool, PoolBox, PoolStats};
 use crate::mm::space::{NodePolicy, Space, SpaceRef, SpaceUser};
-use crate::sched::{Thread, ThreadRef, Work};
+use crate::sched::{Thread, ThreadRef, Work, current};
 
 static POOL: Once<Pool<Task>> = Once::new();
 
@@ -318,9 +318,14 @@ impl Task {
         &self.pending
     }
 
-    /// Those that are pending, for it or its process, and not blocked.
+    /// Those that are pending for it or its process.
+    pub fn all_pending(&self, state: &ProcessState) -> Set {
+        self.pending(state).set().with(state.pending.set())
+    }
+
+    /// Those of them that are not blocked.
     fn waiting(&self, state: &ProcessState) -> Set {
-        self.pending(state).set().with(state.pending.set()).without(self.blocked())
+        self.all_pending(state).without(self.blocked())
     }
 
     /// Whether the thread is leaving the process: it handles no more signals.
@@ -388,6 +393,16 @@ impl Task {
             if state.threads() > 1 { Visit::offer(closed) } else { Visit::NONE }
         };
         self.process.visit(visit);
+    }
+
+    /// The process of the running thread, a program's, by its number, and whether one of these signals is pending for the
+    /// thread or the process. For pollers.
+    pub fn look(signals: u64) -> (u32, bool) {
+        let thread = current();
+        // SAFETY: files are polled by programs' threads, in their calls.
+        let task = unsafe { Self::of(&thread) };
+        let pending = task.all_pending(&task.process.lock());
+        (task.process.id(), !pending.and(Set(signals)).is_empty())
     }
 
     /// Sends its own thread a signal that cannot be blocked or ignored: where it is, the default action is restored.

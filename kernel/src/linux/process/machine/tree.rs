@@ -296,6 +296,7 @@ impl Process {
     /// Does the rest of a visit. For threads of this process, without a lock.
     #[inline]
     pub fn visit(&self, mut visit: Visit) {
+        visit.wake_pollers(self.id);
         while !visit.is_done() {
             self.lock().step(&mut visit);
             relax();
@@ -404,6 +405,7 @@ impl Elsewhere {
 
     /// Does the rest of it, without a lock.
     pub fn finish(mut self) {
+        self.visit.wake_pollers(self.id);
         while !self.visit.is_done() {
             let tree = PROCESSES.lock();
             match tree.find(self.id) {
