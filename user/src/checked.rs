@@ -72,7 +72,7 @@ calls! {
     GETTIMEOFDAY __NR_gettimeofday, TIMES __NR_times, GETRUSAGE __NR_getrusage, SYSINFO __NR_sysinfo,
     SETPGID __NR_setpgid, GETPGID __NR_getpgid, GETSID __NR_getsid, SETSID __NR_setsid,
     GETGROUPS __NR_getgroups, FADVISE64 __NR_fadvise64, RSEQ __NR_rseq,
-    CAPGET __NR_capget, FUTEX_WAITV __NR_futex_waitv, FUTEX_WAKE_CALL __NR_futex_wake, FUTEX_WAIT_CALL __NR_futex_wait,
+    CAPGET __NR_capget, CAPSET __NR_capset, FUTEX_WAITV __NR_futex_waitv, FUTEX_WAKE_CALL __NR_futex_wake, FUTEX_WAIT_CALL __NR_futex_wait,
     FUTEX_REQUEUE_CALL __NR_futex_requeue,
     SENDFILE __NR_sendfile, COPY_FILE_RANGE __NR_copy_file_range, PREADV __NR_preadv, PWRITEV __NR_pwritev, PREADV2 __NR_preadv2, PWRITEV2 __NR_pwritev2,
 }

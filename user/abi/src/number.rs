@@ -70,6 +70,7 @@ numbers! {
     WAITID = 95 "waitid";
     SET_TID_ADDRESS = 96 "set_tid_address";
     CAPGET = 90 "capget";
+    CAPSET = 91 "capset";
     FUTEX = 98 "futex";
     SET_ROBUST_LIST = 99 "set_robust_list";
     GET_ROBUST_LIST = 100 "get_robust_list";

@@ -14,7 +14,7 @@ own!(call);
 const END_OF_NUMBERS: u32 = 32768;
 
 /// The checks, each of which can be run alone: `tasks step NUMBER`.
-const STEPS: [(&str, fn()); 20] = parts! { named
+const STEPS: [(&str, fn()); 22] = parts! { named
     flags_of_clone_are_linuxs numbers_are_stored_where_the_parent_sees_them a_word_is_cleared_only_for_others
     a_sibling_has_the_same_parent a_thread_may_be_waited_for_like_a_vfork sharing_a_space_is_sharing_its_heap
     handlers_may_be_shared each_thread_has_a_name the_last_thread_to_exit_sets_the_code
@@ -22,6 +22,7 @@ const STEPS: [(&str, fn()); 20] = parts! { named
     a_signal_goes_to_another_when_its_thread_blocks_it a_signal_goes_to_another_when_its_thread_exits
     numbers_are_looked_up_before_signals actions_are_set_as_on_linux numbers_are_stored_where_the_child_sees_them
     a_signal_has_its_sender_and_the_status_of_an_end usage_is_answered policies_are_answered
+    capabilities_are_shown capabilities_are_kept
 };
 
 fn run(start: Start) -> u8 {
@@ -53,6 +54,86 @@ fn flags_of_clone_are_linuxs() {
     }
 }
 
+/// The versions of the capabilities' header.
+const VERSIONS: [u32; 3] = [0x1998_0330, 0x2007_1026, 0x2008_0522];
+/// All capabilities: the lower word, and the upper one.
+const ALL: [u32; 2] = [!0, 0x1ff];
+
+fn capabilities_are_shown() {
+    for (version, process, answer, words) in [
+        (VERSIONS[0], 0, Ok(0), [!0, !0, 0, 7, 7, 7]),
+        (VERSIONS[1], process::id(), Ok(0), [!0, !0, 0, 0x1ff, 0x1ff, 0]),
+        (VERSIONS[2], process::thread_id(), Ok(0), [!0, !0, 0, 0x1ff, 0x1ff, 0]),
+        (VERSIONS[2], 1 << 31, Err(EINVAL), [7; 6]),
+        (VERSIONS[2], 30_000, Err(ESRCH), [7; 6]),
+        (0x2008_0521, 0, Err(EINVAL), [7; 6]),
+    ] {
+        let (mut header, mut data) = ([version, process], [7_u32; 6]);
+        let [header_at, data_at] = [header.as_mut_ptr() as u64, data.as_mut_ptr() as u64];
+        assert_eq!((call(CAPGET, [header_at, data_at]), data), (answer, words), "{version:#x} {process}");
+        assert_eq!(header[0], version.max(VERSIONS[2] * u32::from(version == 0x2008_0521)), "the preferred one");
+        assert_eq!([call(CAPGET, [header_at, 0]), call(CAPGET, [NOWHERE, data_at])], [Ok(0), Err(EFAULT)]);
+        assert_eq!(
+            call(CAPGET, [header_at, NOWHERE]),
+            if answer.is_ok() || version == 0x2008_0521 { Err(EFAULT) } else { answer }
+        );
+    }
+}
+
+/// Effective, permitted and inheritable capabilities, of a thread; 0 for the caller's.
+fn capabilities(thread: u32) -> [[u32; 2]; 3] {
+    let (header, mut data) = ([VERSIONS[2], thread], [0_u32; 6]);
+    call(CAPGET, [header.as_ptr() as u64, data.as_mut_ptr() as u64]).expect("capabilities");
+    let [a, b, c, d, e, f] = data;
+    [[a, d], [b, e], [c, f]]
+}
+
+fn set_capabilities(
+    version: u32,
+    thread: u32,
+    [effective, permitted, inheritable]: [[u32; 2]; 3],
+) -> Result<u64, Errno> {
+    let header = [version, thread];
+    let words = [effective[0], permitted[0], inheritable[0], effective[1], permitted[1], inheritable[1]];
+    call(CAPSET, [header.as_ptr() as u64, words.as_ptr() as u64])
+}
+
+fn capabilities_are_kept() {
+    const NONE: [u32; 2] = [0; 2];
+    const SETPCAP: u32 = 1 << 8;
+    assert_eq!(set_capabilities(0x2008_0521, 0, [ALL, ALL, NONE]), Err(EINVAL));
+    let header = [VERSIONS[2], 0];
+    assert_eq!([call(CAPSET, [NOWHERE, 0]), call(CAPSET, [header.as_ptr() as u64, NOWHERE])], [Err(EFAULT); 2]);
+    for other in [1 << 31, 30_000, process::parent_id()] {
+        assert_eq!(set_capabilities(VERSIONS[2], other, [ALL, ALL, NONE]), Err(EPERM));
+    }
+    let child = process::run(|| {
+        let set = |sets| set_capabilities(VERSIONS[2], 0, sets);
+        assert_eq!(set([[!0; 2], [!0; 2], [!0; 2]]), Ok(0), "bits of none");
+        assert_eq!(capabilities(0), [ALL, ALL, ALL]);
+        let own = process::thread_id();
+        assert_eq!(set_capabilities(VERSIONS[1], own, [[SETPCAP | 1, 0], ALL, NONE]), Ok(0));
+        assert_eq!(capabilities(own), [[SETPCAP | 1, 0], ALL, NONE]);
+        process::in_copy(|| assert_eq!(capabilities(0), [[SETPCAP | 1, 0], ALL, NONE], "inherited"));
+        let (other, _) = thread::beside(|| capabilities(process::thread_id()), || ());
+        assert_eq!(other, [[SETPCAP | 1, 0], ALL, NONE], "by a thread too");
+        assert_eq!(set([[SETPCAP, 0], [SETPCAP | 2, 0], ALL]), Ok(0), "inheritable ones, while it may set them");
+        assert_eq!(set([[2, 0], [SETPCAP | 2, 0], ALL]), Ok(0));
+        assert_eq!(set([[4, 0], [SETPCAP | 2, 0], ALL]), Err(EPERM), "effective, not permitted");
+        assert_eq!(set([[2, 0], [SETPCAP | 6, 0], ALL]), Err(EPERM), "no longer permitted");
+        assert_eq!(set([NONE, [2, 0], [1, 0]]), Ok(0));
+        assert_eq!(set([NONE, [2, 0], [4, 0]]), Err(EPERM), "no longer inheritable");
+        assert_eq!(set([NONE, [2, 0], [3, 0]]), Ok(0), "what is permitted may be inheritable");
+        assert_eq!(capabilities(0), [NONE, [2, 0], [3, 0]]);
+        // The oldest version has the lower word alone.
+        assert_eq!(set_capabilities(VERSIONS[0], 0, [NONE, [0, 9], [0, 9]]), Ok(0));
+        assert_eq!(capabilities(0), [NONE; 3]);
+        assert_eq!(capabilities(process::parent_id()), [ALL, ALL, NONE], "the parent's are its own");
+        0
+    });
+    assert_eq!(child, exited(0));
+}
+
 fn usage_is_answered() {
     let mut words = [u64::MAX; 18];
     let to = words.as_mut_ptr() as u64;
@@ -77,24 +158,6 @@ fn usage_is_answered() {
     assert_eq!([call(GETTIMEOFDAY, [0, 0]), call(GETTIMEOFDAY, [to, to + 16])], [Ok(0); 2]);
     assert_eq!(call(GETTIMEOFDAY, [NOWHERE, 0]), Err(EFAULT));
     assert_eq!([call(GETGROUPS, [0, 0]), call(GETGROUPS, [u64::MAX, 0])], [Ok(0), Err(EINVAL)]);
-    for (version, process, answer, words) in [
-        (0x1998_0330, 0, Ok(0), [!0, !0, 0, 7, 7, 7]),
-        (0x2007_1026, process::id(), Ok(0), [!0, !0, 0, 0x1ff, 0x1ff, 0]),
-        (0x2008_0522, process::thread_id(), Ok(0), [!0, !0, 0, 0x1ff, 0x1ff, 0]),
-        (0x2008_0522, 1 << 31, Err(EINVAL), [7; 6]),
-        (0x2008_0522, 30_000, Err(ESRCH), [7; 6]),
-        (0x2008_0521, 0, Err(EINVAL), [7; 6]),
-    ] {
-        let (mut header, mut data) = ([version, process], [7_u32; 6]);
-        let [header_at, data_at] = [header.as_mut_ptr() as u64, data.as_mut_ptr() as u64];
-        assert_eq!((call(CAPGET, [header_at, data_at]), data), (answer, words), "{version:#x} {process}");
-        assert_eq!(header[0], version.max(0x2008_0522 * u32::from(version == 0x2008_0521)), "the preferred one");
-        assert_eq!([call(CAPGET, [header_at, 0]), call(CAPGET, [NOWHERE, data_at])], [Ok(0), Err(EFAULT)]);
-        assert_eq!(
-            call(CAPGET, [header_at, NOWHERE]),
-            if answer.is_ok() || version == 0x2008_0521 { Err(EFAULT) } else { answer }
-        );
-    }
     let file = own_file();
     for (length, advice, wanted) in [(0, 0, Ok(0)), (PAGE, 5, Ok(0)), (0, 6, Err(EINVAL)), (u64::MAX, 0, Err(EINVAL))] {
         assert_eq!(call(FADVISE64, [file, 0, length, advice]), wanted, "{length} {advice}");

@@ -4,6 +4,7 @@
 //! - [`layout`]: where its parts lie
 //! - [`stack`]: a program's first stack
 //! - [`clocks`]: the clocks that calls name
+//! - [`capabilities`]: those of a thread
 //! - [`clone_request`]: what `clone` is asked for
 //! - [`numbers`]: their numbers, and the lookup by them
 //! - [`mod@signal`][]: signals
@@ -16,6 +17,7 @@
 
 #![deny(clippy::disallowed_methods)]
 
+pub mod capabilities;
 pub mod clocks;
 pub mod clone_request;
 pub mod elf;

@@ -6,6 +6,7 @@
 
 #![deny(clippy::disallowed_methods)]
 
+mod capability;
 mod epoll;
 mod futex;
 mod io;
@@ -177,7 +178,8 @@ static TABLE: [SyscallEntry; number::END] = {
     table[number::EXIT_GROUP] = entry!(process::exit_group);
     table[number::SET_TID_ADDRESS] = entry!(process::set_tid_address);
     table[number::FUTEX] = entry!(futex::futex);
-    table[number::CAPGET] = entry!(usage::capget);
+    table[number::CAPGET] = entry!(capability::capget);
+    table[number::CAPSET] = entry!(capability::capset);
     table[number::FUTEX_WAITV] = entry!(futex::futex_waitv);
     table[number::FUTEX_WAKE_CALL] = entry!(futex::futex_wake);
     table[number::FUTEX_WAIT_CALL] = entry!(futex::futex_wait);

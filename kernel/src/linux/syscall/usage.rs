@@ -4,17 +4,16 @@ use granule_abi::process::{
     RUSAGE_CHILDREN, RUSAGE_SELF, RUSAGE_THREAD, SCHED_BATCH, SCHED_EXT, SCHED_FIFO, SCHED_OTHER, SCHED_RR,
 };
 use granule_abi::time::NANOSECONDS;
-use granule_arch::addr::{PAGE, VirtAddr};
+use granule_arch::addr::PAGE;
 
 use super::process::with_thread;
 use super::time::write_timespec;
-use super::{Answer, Syscall, io, read_bytes, write_quads};
+use super::{Answer, Syscall, io, write_quads};
 use crate::chip::timer::uptime_nanoseconds;
 use crate::kernel;
 use crate::linux::errno::Errno;
 use crate::linux::file::open::Kind;
 use crate::linux::process::clocks::Clock;
-use crate::linux::process::tree::PROCESSES;
 use crate::sched;
 use crate::uaccess;
 
@@ -76,35 +75,6 @@ pub(super) fn sysinfo(call: &mut Syscall<'_>) -> Answer {
 /// There are no more groups than the first.
 pub(super) fn getgroups(call: &mut Syscall<'_>) -> Answer {
     if (call.argument::<0>() as i32) < 0 { Err(Errno::EINVAL) } else { Ok(0) }
-}
-
-/// The one user may do all that there is: the capabilities of Linux's first process.
-pub(super) fn capget(call: &mut Syscall<'_>) -> Answer {
-    /// The versions of the header, of which the last one is preferred.
-    const VERSIONS: [u32; 3] = [0x1998_0330, 0x2007_1026, 0x2008_0522];
-    /// The capabilities that Linux 7.2 has.
-    const ALL: u64 = (1 << 41) - 1;
-    let (header, data) = (call.address::<0>(), call.address::<1>());
-    let version = u32::from_le_bytes(read_bytes(header)?);
-    if !VERSIONS.contains(&version) {
-        uaccess::copy_to_user(header, &VERSIONS[2].to_le_bytes())?;
-        return if data.0 == 0 { Ok(0) } else { Err(Errno::EINVAL) };
-    }
-    if data.0 == 0 {
-        return Ok(0);
-    }
-    let process = i32::from_le_bytes(read_bytes(VirtAddr(header.0.wrapping_add(4)))?);
-    let process = u32::try_from(process).map_err(|_| Errno::EINVAL)?;
-    if process != 0 && PROCESSES.lock().find_of_thread(process).is_none() {
-        return Err(Errno::ESRCH);
-    }
-    // Effective, permitted and inheritable ones: the lower words, and in newer versions the upper ones.
-    let [low, high] = [ALL as u32, (ALL >> 32) as u32].map(|word| [word, word, 0]);
-    let (words, parts) = ([low, high], if version == VERSIONS[0] { 1 } else { 2 });
-    let bytes = words.map(|part| part.map(u32::to_le_bytes));
-    let bytes = bytes.get(..parts).unwrap_or_default().as_flattened().as_flattened();
-    uaccess::copy_to_user(data, bytes)?;
-    Ok(0)
 }
 
 /// Advice for files in memory has nothing to do.

@@ -288,6 +288,7 @@ fn copy_thread(
     new_task.task.clear_at_exit.set(if request.has(CLONE_CHILD_CLEARTID) { request.child_id } else { 0 });
     new_task.task.personality.set(task.personality.get());
     new_task.task.policy.set(task.policy.get());
+    new_task.task.capabilities.inherit(&task.capabilities);
     if !request.has(CLONE_VM) {
         task.rseq.get().inherit(&new_task.task);
     }

@@ -395,6 +395,7 @@ pub fn install(task: &Task, thread: &Thread, loaded: Loaded, files: ExecFiles<Fi
     task.stack.set(signal::SigStack::NONE);
     task.personality.set(task.personality.get() & !READ_IMPLIES_EXEC);
     Registration::NONE.set(task);
+    task.capabilities.exec();
     thread.set_fp_state(None);
     thread.set_tagged_addresses(false);
     thread.set_tag_checks(TagChecks::NONE);

@@ -17,6 +17,7 @@ use super::tree::Process;
 use crate::kernel;
 use crate::linux::file::open::FileRef;
 use crate::linux::file::table::Files;
+use crate::linux::process::capabilities::Capabilities;
 use crate::linux::process::limits::ProcessSlot;
 use crate::linux::process::registration::Registration;
 use crate::linux::process::retries::Retries;
@@ -79,6 +80,8 @@ pub struct Task {
     pub name: Cell<Name>,
     /// The value of `personality`: only [`ADDR_NO_RANDOMIZE`](granule_abi::process::ADDR_NO_RANDOMIZE) has an effect.
     pub personality: Cell<u32>,
+    /// Its capabilities.
+    pub capabilities: Capabilities,
     /// Its policy for nodes.
     pub policy: Cell<NodePolicy>,
     /// Of calls and faults that were short of memory, though nothing was freed for them.
@@ -182,6 +185,7 @@ impl Task {
             fault: Cell::new(FaultRecord::default()),
             name: Cell::new(name),
             personality: Cell::new(0),
+            capabilities: Capabilities::of_first(),
             policy: Cell::new(NodePolicy::DEFAULT),
             retries: Retries::default(),
             vfork: Cell::new(None),
