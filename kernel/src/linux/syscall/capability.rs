@@ -28,7 +28,7 @@ fn size_of_version(header: VirtAddr) -> Result<usize, Errno> {
 
 /// The thread that a header names; 0 is the caller's.
 fn named(header: VirtAddr) -> Result<i32, Errno> {
-    Ok(read_bytes(VirtAddr(header.0.wrapping_add(4))).map(i32::from_le_bytes)?)
+    read_bytes(VirtAddr(header.0.wrapping_add(4))).map(i32::from_le_bytes)
 }
 
 pub(super) fn capget(call: &mut Syscall<'_>) -> Answer {
