@@ -89,6 +89,8 @@ pub const SIG_SETMASK: u64 = 2;
 pub const SI_USER: i32 = 0;
 /// Sent by a timer.
 pub const SI_TIMER: i32 = -2;
+/// Sent by a file.
+pub const SI_SIGIO: i32 = -5;
 /// Sent by sigqueue.
 pub const SI_QUEUE: i32 = -1;
 /// Sent by the kernel.

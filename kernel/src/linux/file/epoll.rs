@@ -56,13 +56,21 @@ static EPOLL: IrqLock<Items, { rank::EPOLL }> = IrqLock::new(Items::EMPTY);
 /// How many searches of nested sets there were.
 static NESTING: RwSem<u64> = RwSem::new(rank::NESTING, 0);
 
-/// Sets, their queues, and their items.
+/// Sets, queues, and the items of sets.
 pub fn pool_stats() -> [(&'static str, PoolStats); 3] {
     [
         ("epoll sets", SETS.get().map_or_else(PoolStats::default, Pool::stats)),
-        ("queues of epoll sets", QUEUES.get().map_or_else(PoolStats::default, Pool::stats)),
+        ("queues of pollers", QUEUES.get().map_or_else(PoolStats::default, Pool::stats)),
         ("items of epoll sets", ITEMS.get().map_or_else(PoolStats::default, Pool::stats)),
     ]
+}
+
+/// A queue that lives as long as it is used.
+///
+/// # Errors
+/// [`OutOfMemory`].
+pub fn new_queue() -> Result<Counted<PollQueue>, OutOfMemory> {
+    Counted::try_new_with(QUEUES.call_once(|| Pool::new(kernel().frames)), PollQueue::new)
 }
 
 /// A set, as its items have it too.
@@ -102,6 +110,8 @@ struct Item {
     set: Counted<EpollSet>,
     /// The set that the file is.
     inner: Option<Counted<EpollSet>>,
+    /// The queue of its node, where that is not the file's.
+    _queue: Option<Counted<PollQueue>>,
     file: NonNull<OpenFile>,
     descriptor: u32,
     node: Once<PollNode<'static>>,
@@ -393,8 +403,7 @@ impl EpollFile {
     /// # Errors
     /// [`OutOfMemory`].
     pub fn new() -> Result<Self, OutOfMemory> {
-        let queues = QUEUES.call_once(|| Pool::new(kernel().frames));
-        let pollers = Counted::try_new_with(queues, PollQueue::new)?;
+        let pollers = new_queue()?;
         let ready = IrqLock::new(Ready { list: LinkedList::new(ByReady::NEW), calls: 0, is_woken: false });
         let [items, inner_sets] = [const { AtomicUsize::new(0) }; 2];
         let sets = SETS.call_once(|| Pool::new(kernel().frames));
@@ -427,6 +436,7 @@ impl EpollFile {
             ready: LinkedListLink::new(),
             set: self.0.clone(),
             inner,
+            _queue: file.prepare_to_poll()?,
             file: NonNull::from_ref(&**file),
             descriptor,
             node: Once::new(),

@@ -447,6 +447,14 @@ impl OpenFile {
         if has_none || self.process().is_some() || self.epoll().is_some() { Err(Errno::EINVAL) } else { Ok(()) }
     }
 
+    /// Checks that it is a file to which bytes can be written.
+    ///
+    /// # Errors
+    /// `EINVAL`: as above, or it is only read.
+    pub fn check_takes_bytes(&self) -> Result<(), Errno> {
+        if matches!(self.kind, Kind::Timer(_) | Kind::Signals(_)) { Err(Errno::EINVAL) } else { self.check_has_bytes() }
+    }
+
     /// Checks that reads and writes may say where.
     ///
     /// # Errors
@@ -467,6 +475,14 @@ impl OpenFile {
     /// The kind of the open file.
     pub const fn kind(&self) -> &Kind {
         &self.kind
+    }
+
+    /// Before a thread polls it, or adds it to an epoll set, which keeps the queue that is returned.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn prepare_to_poll(&self) -> Result<Option<Counted<PollQueue>>, OutOfMemory> {
+        if let Kind::Signals(signals) = &self.kind { signals.prepare().map(Some) } else { Ok(None) }
     }
 
     /// The events for a poller; `reader` reads the console. A poller that finds nothing it waits for joins the

@@ -1,25 +1,22 @@
 //! Files that signals are read from (`signalfd(2)`). A reader takes its own signals, and a poller looks for its own,
-//! whichever process opened the file. So the pollers are those of a process: they have a queue by its number, and are woken
-//! after each signal that becomes pending, while there is such a file at all.
+//! whichever process opened the file. So the pollers are those of a process, whose queue is made for its first one: they
+//! are woken after each signal that becomes pending. As on Linux an epoll set has its signals from the process that added
+//! the file, and what is found there is what the thread has that looks.
 
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use granule_abi::file::POLLIN;
+use spin::Once;
 
+use super::epoll;
 use super::event::attempt_until;
 use super::open::PollState;
 use crate::linux::errno::Errno;
+use crate::mm::OutOfMemory;
+use crate::mm::counted::Counted;
 use crate::sched::{IfNotReady, PollQueue};
 
-/// Queues of pollers: several processes may share one.
-const QUEUES: usize = 16;
-
-static POLLERS: [PollQueue; QUEUES] = [const { PollQueue::new() }; QUEUES];
 static FILES: AtomicUsize = AtomicUsize::new(0);
-
-const fn queue_of(process: u32) -> &'static PollQueue {
-    &POLLERS[process as usize % QUEUES]
-}
 
 /// Whether there are such files. Under the lock of the process whose signals change: a poller that looked before has made
 /// its file before.
@@ -27,22 +24,58 @@ pub fn are_some() -> bool {
     FILES.load(Ordering::Relaxed) != 0
 }
 
-/// Wakes the pollers of a process after a change of its signals. For threads, without a lock.
-pub fn wake(process: u32) {
-    queue_of(process).wake(POLLIN);
+/// Wakes the pollers of a process's signals after a change of these. For threads, without a lock.
+pub fn wake(queue: &PollQueue) {
+    queue.wake(POLLIN);
+}
+
+/// The pollers of a process's signals.
+#[derive(Default)]
+pub struct SignalPollers(Once<Counted<PollQueue>>);
+
+impl SignalPollers {
+    /// None.
+    pub const fn new() -> Self {
+        Self(Once::new())
+    }
+
+    /// Their queue, which is made for the first one.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn queue(&self) -> Result<&Counted<PollQueue>, OutOfMemory> {
+        self.0.try_call_once(epoll::new_queue)
+    }
+
+    /// Their queue, for a waker that keeps it.
+    pub fn get(&self) -> Option<&Counted<PollQueue>> {
+        self.0.get()
+    }
+
+    /// Wakes them after a change of the signals. For threads, without a lock.
+    pub fn wake(&self) {
+        self.get().into_iter().for_each(|queue| wake(queue));
+    }
+}
+
+/// What the running thread finds.
+pub struct Looked {
+    /// The pollers of its process.
+    pub pollers: &'static SignalPollers,
+    /// Whether one of the signals is pending for it.
+    pub is_pending: bool,
 }
 
 /// A file that signals are read from.
 pub struct SignalFile {
     /// Those that it gives, a bit each.
     wanted: AtomicU64,
-    look: fn(u64) -> (u32, bool),
+    look: fn(u64) -> Looked,
 }
 
 impl SignalFile {
-    /// Gives these signals. `look` returns the process of the running thread, by its number, and whether one of some signals is
-    /// pending for the thread.
-    pub fn new(wanted: u64, look: fn(u64) -> (u32, bool)) -> Self {
+    /// Gives these signals. `look` looks for the running thread, a program's.
+    pub fn new(wanted: u64, look: fn(u64) -> Looked) -> Self {
         FILES.fetch_add(1, Ordering::Relaxed);
         Self { wanted: AtomicU64::new(wanted), look }
     }
@@ -52,18 +85,31 @@ impl SignalFile {
         self.wanted.store(wanted, Ordering::Relaxed);
     }
 
-    /// Has `take` take one of the signals, for a thread of this process, when there is one.
+    /// Has `take` take one of the signals when there is one, for a thread of the process that has these pollers.
     ///
     /// # Errors
-    /// `EAGAIN`, `ERESTARTSYS`.
-    pub fn read(&self, process: u32, if_not_ready: IfNotReady, take: &mut dyn FnMut(u64) -> bool) -> Result<(), Errno> {
-        attempt_until(queue_of(process), if_not_ready, &mut || take(self.wanted.load(Ordering::Relaxed)))
+    /// `EAGAIN`, `ERESTARTSYS`, `ENOMEM`.
+    pub fn read(
+        &self,
+        pollers: &SignalPollers,
+        if_not_ready: IfNotReady,
+        take: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<(), Errno> {
+        attempt_until(pollers.queue()?, if_not_ready, &mut || take(self.wanted.load(Ordering::Relaxed)))
     }
 
-    /// The events that the running thread finds, a program's, under no lock of a process.
+    /// The queue of the running thread's process, before that polls the file.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn prepare(&self) -> Result<Counted<PollQueue>, OutOfMemory> {
+        (self.look)(0).pollers.queue().cloned()
+    }
+
+    /// The events that the running thread finds, which has [prepared](Self::prepare), under no lock of a process.
     pub fn poll(&self) -> PollState<'_> {
-        let (process, has_some) = (self.look)(self.wanted.load(Ordering::Relaxed));
-        PollState { events: if has_some { POLLIN } else { 0 }, queue: Some(queue_of(process)) }
+        let Looked { pollers, is_pending } = (self.look)(self.wanted.load(Ordering::Relaxed));
+        PollState { events: if is_pending { POLLIN } else { 0 }, queue: pollers.get().map(|queue| &**queue) }
     }
 }
 

@@ -53,7 +53,7 @@ pub(super) fn file(call: &Syscall<'_>, descriptor: u64) -> Result<FileRef, Errno
 pub(super) fn write(call: &mut Syscall<'_>) -> Answer {
     let file = file(call, call.argument::<0>())?;
     file.check_writable()?;
-    file.check_has_bytes()?;
+    file.check_takes_bytes()?;
     let from = UserBytes::of_call(call)?;
     drain(call, &file, file.flags(), from.left.min(MOST_AT_ONCE), from)
 }
@@ -510,7 +510,7 @@ impl ListPlace {
 fn write_list(call: &Syscall<'_>, place: ListPlace, asked: u32) -> Answer {
     let (file, position) = place.file(call)?;
     match position {
-        None => file.check_writable().and_then(|()| file.check_has_bytes()),
+        None => file.check_writable().and_then(|()| file.check_takes_bytes()),
         Some(_) => check_writable_at(&file),
     }?;
     let bytes = check_pieces(call)?.min(MOST_AT_ONCE);

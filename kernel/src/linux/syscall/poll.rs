@@ -45,6 +45,7 @@ impl Polled {
         if let Ok(descriptor) = u32::try_from(descriptor) {
             file = call.task.files().get(descriptor).filter(|file| !file.is_path());
             found = if file.is_none() { POLLNVAL } else { 0 };
+            file.as_ref().map(|file| file.prepare_to_poll()).transpose()?;
         }
         Ok(Self { file, wanted, found: Cell::new(found) })
     }

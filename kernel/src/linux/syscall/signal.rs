@@ -11,7 +11,7 @@ use super::time::{after, read_timespec};
 use super::{Answer, Syscall, read_quads, streams, write_quads};
 use crate::linux::errno::Errno;
 use crate::linux::file::open::{self, Kind, OpenFile};
-use crate::linux::file::signalfd::{self, SignalFile};
+use crate::linux::file::signalfd::SignalFile;
 use crate::linux::file::table::OnExec;
 use crate::linux::process::send::{self, Asked};
 use crate::linux::process::signal::frame::info_bytes;
@@ -132,7 +132,7 @@ pub(super) fn signalfd4(call: &mut Syscall<'_>) -> Answer {
     let file = io::file(call, descriptor.into())?;
     let Kind::Signals(signals) = file.kind() else { return Err(Errno::EINVAL) };
     signals.set_wanted(wanted);
-    signalfd::wake(call.task.process().id());
+    call.task.process().signal_pollers.wake();
     Ok(descriptor.into())
 }
 
@@ -152,7 +152,7 @@ pub(super) fn read_signals(
     let (mut done, mut if_not_ready) = (0, open::if_not_ready(flags));
     let outcome = loop {
         let mut taken = None;
-        let outcome = file.read(process.id(), if_not_ready, &mut |wanted| {
+        let outcome = file.read(&process.signal_pollers, if_not_ready, &mut |wanted| {
             taken = task.take_or_await(Set(wanted), Set::EMPTY);
             taken.is_some()
         });
@@ -168,6 +168,10 @@ pub(super) fn read_signals(
         }
         if_not_ready = IfNotReady::Fail;
         sched::relax();
+        // Others may send them as fast.
+        if task.is_killed(call.thread) {
+            break Err(Errno::EINTR);
+        }
     };
     if done == 0 { outcome.map(|()| 0) } else { Ok(done) }
 }

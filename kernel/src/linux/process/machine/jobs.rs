@@ -13,10 +13,10 @@
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::send::{self, Asked};
-use super::state::Visit;
+use super::state::{Elsewhere, Visit};
 use super::task::Task;
 use super::tree::collect::{Child, Named, Wanted};
-use super::tree::{Elsewhere, PROCESSES, Process, Tree, next_where};
+use super::tree::{PROCESSES, Process, Tree, next_where};
 use crate::linux::errno::Errno;
 use crate::linux::process::signal::{Signal, SignalCause};
 use crate::linux::process::status::{Change, Life};

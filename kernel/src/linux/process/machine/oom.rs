@@ -23,8 +23,9 @@ use core::time::Duration;
 use granule_arch::addr::PAGE_SIZE;
 
 use super::charge;
+use super::state::Elsewhere;
 use super::task::Task;
-use super::tree::{Elsewhere, PROCESSES};
+use super::tree::PROCESSES;
 use crate::chip::timer::{Deadline, uptime};
 use crate::kernel;
 use crate::linux::process::retries::Attempt;

@@ -2,9 +2,9 @@
 //!
 //! As on Linux the receiver is looked up before the signal's number is checked.
 
-use super::state::{ProcessState, Visit};
+use super::state::{Elsewhere, ProcessState, Visit};
 use super::task::Task;
-use super::tree::{Elsewhere, PROCESSES, Process, Tree, next_where};
+use super::tree::{PROCESSES, Process, Tree, next_where};
 use crate::linux::errno::Errno;
 use crate::linux::file::pidfd::Pidfd;
 use crate::linux::process::signal::{Signal, SignalCause};

@@ -18,6 +18,7 @@ use spin::Once;
 
 use super::jobs::Stop;
 use super::task::{InProcess, Task};
+use super::tree::{PROCESSES, Process};
 use crate::kernel;
 use crate::linux::file::signalfd;
 use crate::linux::process::signal::{Actions, Effect, Pending, Set, Signal, SignalCause};
@@ -26,6 +27,7 @@ use crate::mm::OutOfMemory;
 use crate::mm::counted::{Counted, Inner};
 use crate::mm::pool::{Pool, PoolStats};
 use crate::mm::space::SpaceRef;
+use crate::sched::relax;
 use crate::sync::{IrqLock, rank};
 
 static HANDLERS: Once<Pool<Inner<Handlers>>> = Once::new();
@@ -256,13 +258,12 @@ impl ProcessState {
         if !main_blocks && self.effect(signal) == Effect::Ignored {
             return visit;
         }
-        self.pending.add(signal, cause);
+        visit.polls = self.pending.add(signal, cause) && signalfd::are_some();
         visit.offer = signal.set();
-        visit.polls = signalfd::are_some();
         // The first thread handles it, if it can.
         let outcome = self.find(self.id).map_or(VisitOutcome::Next, |main| visit.at(self, main));
         self.finish_step(&mut visit, outcome);
-        if !visit.is_done() {
+        if visit.has_threads_left() {
             self.step(&mut visit);
         }
         visit
@@ -280,8 +281,7 @@ impl ProcessState {
         if open && effect == Effect::Ignored {
             return visit;
         }
-        task.pending(self).add(signal, cause);
-        visit.polls = signalfd::are_some();
+        visit.polls = task.pending(self).add(signal, cause) && signalfd::are_some();
         if open && effect == Effect::Fatal && !task.is_leaving() && self.may_end_by(signal) {
             return self.end(ProcessEnd::Killed(signal));
         }
@@ -339,7 +339,7 @@ impl ProcessState {
                 };
                 visit.after = Some(task.id());
                 outcome = visit.at(self, task);
-                if visit.is_done() || matches!(outcome, VisitOutcome::Fatal(_)) {
+                if !visit.has_threads_left() || matches!(outcome, VisitOutcome::Fatal(_)) {
                     break;
                 }
                 tasks.move_next();
@@ -421,15 +421,17 @@ impl Visit {
 
     /// Whether nothing is left to do.
     pub const fn is_done(&self) -> bool {
-        self.offer.is_empty() && !self.wake && !self.exit && !self.halt && self.forget.is_empty() && !self.polls
+        !self.has_threads_left() && !self.polls
     }
 
-    /// Wakes the pollers of signals of the process with this number, if that is left to do. For threads, without a lock.
-    #[inline]
-    pub fn wake_pollers(&mut self, process: u32) {
-        if core::mem::take(&mut self.polls) {
-            signalfd::wake(process);
-        }
+    /// Whether a thread is left to be visited.
+    pub const fn has_threads_left(&self) -> bool {
+        !self.offer.is_empty() || self.wake || self.exit || self.halt || !self.forget.is_empty()
+    }
+
+    /// Whether the pollers of signals are to be woken, without a lock: by the caller, who alone does it.
+    pub fn take_polls(&mut self) -> bool {
+        core::mem::take(&mut self.polls)
     }
 
     fn at(&mut self, state: &ProcessState, task: &Task) -> VisitOutcome {
@@ -462,5 +464,49 @@ impl Visit {
         self.offer = self.offer.without(open);
         task.kick();
         VisitOutcome::Next
+    }
+}
+
+/// A visit to the threads of another process, which may be removed before it is done.
+#[must_use = "some threads are still to be visited"]
+#[derive(Debug)]
+pub struct Elsewhere {
+    id: u32,
+    serial: u64,
+    visit: Visit,
+}
+
+impl Elsewhere {
+    /// Of this process.
+    pub fn new(process: &Process, visit: Visit) -> Self {
+        Self { id: process.id(), serial: process.serial(), visit }
+    }
+
+    /// Of this process, of which a child has changed: its threads wake if they wait. `None` where none is to be visited.
+    /// Under the lock of the tree.
+    pub fn of_parent(parent: &Process, visit: Visit) -> Option<Self> {
+        let visit = if parent.waits_for_children() { visit.and_wake() } else { visit };
+        (!visit.is_done()).then(|| Self::new(parent, visit))
+    }
+
+    /// Does the rest of it, without a lock.
+    pub fn finish(mut self) {
+        if self.visit.take_polls() {
+            let pollers = {
+                let tree = PROCESSES.lock();
+                let process = tree.find(self.id).filter(|process| process.serial() == self.serial);
+                process.and_then(|process| process.signal_pollers.get().cloned())
+            };
+            pollers.into_iter().for_each(|queue| signalfd::wake(&queue));
+        }
+        while self.visit.has_threads_left() {
+            let tree = PROCESSES.lock();
+            match tree.find(self.id) {
+                Some(process) if process.serial() == self.serial => process.lock().step(&mut self.visit),
+                _ => return,
+            }
+            drop(tree);
+            relax();
+        }
     }
 }

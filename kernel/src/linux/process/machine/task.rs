@@ -16,6 +16,7 @@ use super::surroundings::{OfProcess, Surroundings};
 use super::tree::Process;
 use crate::kernel;
 use crate::linux::file::open::FileRef;
+use crate::linux::file::signalfd::Looked;
 use crate::linux::file::table::Files;
 use crate::linux::process::capabilities::Capabilities;
 use crate::linux::process::limits::ProcessSlot;
@@ -399,14 +400,13 @@ impl Task {
         self.process.visit(visit);
     }
 
-    /// The process of the running thread, a program's, by its number, and whether one of these signals is pending for the
-    /// thread or the process. For pollers.
-    pub fn look(signals: u64) -> (u32, bool) {
+    /// Looks for these signals of the running thread, a program's. For pollers.
+    pub fn look(signals: u64) -> Looked {
         let thread = current();
         // SAFETY: files are polled by programs' threads, in their calls.
         let task = unsafe { Self::of(&thread) };
         let pending = task.all_pending(&task.process.lock());
-        (task.process.id(), !pending.and(Set(signals)).is_empty())
+        Looked { pollers: &task.process.signal_pollers, is_pending: !pending.and(Set(signals)).is_empty() }
     }
 
     /// Sends its own thread a signal that cannot be blocked or ignored: where it is, the default action is restored.

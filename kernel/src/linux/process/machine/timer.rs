@@ -18,7 +18,8 @@ use granule_abi::limits::RLIMIT_SIGPENDING;
 use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef};
 use spin::Once;
 
-use super::tree::{Elsewhere, Process};
+use super::state::Elsewhere;
+use super::tree::Process;
 use crate::chip::timer::{Deadline, uptime_nanoseconds};
 use crate::kernel;
 use crate::linux::errno::Errno;

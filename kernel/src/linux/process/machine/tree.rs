@@ -29,13 +29,14 @@ use spin::Once;
 
 use super::charge::Charges;
 use super::jobs;
-use super::state::{ProcessState, Visit};
+use super::state::{Elsewhere, ProcessState, Visit};
 use super::surroundings;
 use super::task::{self, Task};
 use crate::kernel;
 use crate::linux::errno::Errno;
 use crate::linux::file::open::FileRef;
 use crate::linux::file::pidfd::{Pidfd, Stage};
+use crate::linux::file::signalfd::SignalPollers;
 use crate::linux::file::table::Files;
 use crate::linux::process::limits::{Limits, ProcessSlot};
 use crate::linux::process::numbers::Numbers;
@@ -96,6 +97,8 @@ pub struct Process {
     pub surroundings: Once<surroundings::OfProcess>,
     /// Its limits.
     pub limits: Limits,
+    /// The pollers of its threads' signals.
+    pub signal_pollers: SignalPollers,
     /// Whether it has had timers.
     pub has_timers: AtomicBool,
     /// Frames of its calls' lists.
@@ -234,6 +237,7 @@ impl Process {
             files,
             surroundings: Once::new(),
             limits: limits.copy(),
+            signal_pollers: SignalPollers::new(),
             has_timers: AtomicBool::new(false),
             charges: Charges::default(),
             _place: place,
@@ -296,8 +300,10 @@ impl Process {
     /// Does the rest of a visit. For threads of this process, without a lock.
     #[inline]
     pub fn visit(&self, mut visit: Visit) {
-        visit.wake_pollers(self.id);
-        while !visit.is_done() {
+        if visit.take_polls() {
+            self.signal_pollers.wake();
+        }
+        while visit.has_threads_left() {
             self.lock().step(&mut visit);
             relax();
         }
@@ -309,6 +315,11 @@ impl Process {
         let result = wait();
         self.waiting.fetch_sub(1, Ordering::Relaxed);
         result
+    }
+
+    /// Whether a thread waits for children. Under the lock of the tree.
+    pub fn waits_for_children(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) != 0
     }
 
     fn family<'k>(&'k self, _key: &'k mut FamilyKey) -> &'k mut Family {
@@ -376,44 +387,6 @@ impl Remains {
         drop(self.process);
         if let Some(visit) = self.visit {
             visit.finish();
-        }
-    }
-}
-
-/// A visit to the threads of another process, which may be removed before it is done.
-#[must_use = "some threads are still to be visited"]
-#[derive(Debug)]
-pub struct Elsewhere {
-    id: u32,
-    serial: u64,
-    visit: Visit,
-}
-
-impl Elsewhere {
-    /// Of this process.
-    pub fn new(process: &Process, visit: Visit) -> Self {
-        Self { id: process.id, serial: process.serial(), visit }
-    }
-
-    /// Of this process, of which a child has changed: its threads wake if they wait. `None` where none is to be visited.
-    /// Under the lock of the tree.
-    pub fn of_parent(parent: &Process, visit: Visit) -> Option<Self> {
-        let waits = parent.waiting.load(Ordering::Relaxed) != 0;
-        let visit = if waits { visit.and_wake() } else { visit };
-        (!visit.is_done()).then(|| Self::new(parent, visit))
-    }
-
-    /// Does the rest of it, without a lock.
-    pub fn finish(mut self) {
-        self.visit.wake_pollers(self.id);
-        while !self.visit.is_done() {
-            let tree = PROCESSES.lock();
-            match tree.find(self.id) {
-                Some(process) if process.serial() == self.serial => process.lock().step(&mut self.visit),
-                _ => return,
-            }
-            drop(tree);
-            relax();
         }
     }
 }

@@ -3,7 +3,7 @@
 use core::mem::offset_of;
 
 use granule_abi::signal::{
-    SI_KERNEL, SI_TIMER, SI_USER, SIGBUS, SIGCHLD, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP, SignalfdSiginfo,
+    SI_KERNEL, SI_SIGIO, SI_TIMER, SI_USER, SIGBUS, SIGCHLD, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP, SignalfdSiginfo,
 };
 
 use super::{Signal, SignalCause};
@@ -31,6 +31,7 @@ impl Layout {
         const EVENTS: i32 = 6;
         match (code, signal.number()) {
             (SI_TIMER, _) => Self::Timer,
+            (SI_SIGIO, _) => Self::Events,
             (..SI_USER, _) => Self::SenderWithValue,
             (SI_USER | SI_KERNEL.., _) => Self::Sender,
             (4..=5, SIGBUS) => Self::AddressOfMemory,

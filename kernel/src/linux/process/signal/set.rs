@@ -220,11 +220,11 @@ impl Pending {
         self.set.get()
     }
 
-    /// Adds one.
+    /// Adds one; returns whether its pollers are woken: as on Linux not for one of the named signals that is pending.
     #[inline]
-    pub fn add(&self, signal: Signal, cause: SignalCause) {
+    pub fn add(&self, signal: Signal, cause: SignalCause) -> bool {
         if self.set().has(signal) {
-            return;
+            return signal.place() >= Self::NAMED;
         }
         self.set.set(self.set().with(signal.set()));
         if let Some(place) = self.causes.get(signal.place()) {
@@ -232,6 +232,7 @@ impl Pending {
         } else if let Some(place) = self.others.iter().find(|place| place.get().is_none()) {
             place.set(Some((signal, cause)));
         }
+        true
     }
 
     /// Takes one that is not blocked.
