@@ -58,7 +58,7 @@ impl SignalPollers {
     }
 }
 
-/// What the running thread finds.
+/// The findings of the running thread.
 pub struct Looked {
     /// The pollers of its process.
     pub pollers: &'static SignalPollers,
