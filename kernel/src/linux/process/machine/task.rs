@@ -386,7 +386,7 @@ impl Task {
     /// Sets the blocked signals of its own thread; it checks those that are pending and open now. Other threads are
     /// notified of those of the process that it blocks from now on.
     pub fn set_blocked(&self, blocked: Set) {
-        let visit = {
+        let closed = {
             let state = self.process.lock();
             let before = self.blocked();
             let blocked = blocked.blockable();
@@ -394,10 +394,11 @@ impl Task {
             if !self.waiting(&state).is_empty() {
                 self.thread().raise(Work::SIGNAL);
             }
-            let closed = state.pending.set().and(blocked).without(before);
-            if state.threads() > 1 { Visit::offer(closed) } else { Visit::NONE }
+            if state.threads() > 1 { state.pending.set().and(blocked).without(before) } else { Set::EMPTY }
         };
-        self.process.visit(visit);
+        if !closed.is_empty() {
+            self.process.visit(Visit::offer(closed));
+        }
     }
 
     /// Looks for these signals of the running thread, a program's. For pollers.
