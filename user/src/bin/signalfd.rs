@@ -27,14 +27,18 @@ const SIZE: u64 = size_of::<SignalfdSiginfo>() as u64;
 
 type Answer = Result<u64, Errno>;
 
+/// The set of these.
+fn all_of(signals: &[u32]) -> u64 {
+    signals.iter().fold(0, |set, &signal| set | set_of(signal))
+}
+
 fn block(signals: &[u32]) {
-    let set = signals.iter().fold(0, |set, &signal| set | set_of(signal));
-    mask(SIG_BLOCK, set).expect("a mask");
+    mask(SIG_BLOCK, all_of(signals)).expect("a mask");
 }
 
 /// Opens a file of these signals, or gives one another set.
 fn signalfd(file: u64, signals: &[u32], flags: u32) -> Answer {
-    let set = signals.iter().fold(0, |set, &signal| set | set_of(signal));
+    let set = all_of(signals);
     call(SIGNALFD4, [file, &raw const set as u64, 8, flags.into()])
 }
 

@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use granule_abi::Errno;
 
 /// The capabilities that Linux 7.2 has.
-pub const ALL: u64 = (1 << 41) - 1;
+const ALL: u64 = (1 << 41) - 1;
 /// To change the bounds of the inheritable ones.
 const SETPCAP: u64 = 1 << 8;
 

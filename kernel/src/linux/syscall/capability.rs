@@ -15,11 +15,11 @@ const PART: usize = 12;
 
 /// The bytes of sets that a version has; `EINVAL`, and the preferred one is stored in its place, where there is none.
 fn size_of_version(header: VirtAddr) -> Result<usize, Errno> {
-    match VERSIONS.iter().position(|&version| read_bytes(header).map(u32::from_le_bytes) == Ok(version)) {
+    let version = u32::from_le_bytes(read_bytes(header)?);
+    match VERSIONS.iter().position(|&known| known == version) {
         Some(0) => Ok(PART),
         Some(_) => Ok(2 * PART),
         None => {
-            read_bytes::<4>(header)?;
             uaccess::copy_to_user(header, &VERSIONS[2].to_le_bytes())?;
             Err(Errno::EINVAL)
         }
@@ -64,13 +64,11 @@ pub(super) fn capset(call: &mut Syscall<'_>) -> Answer {
     if id != 0 && id as u32 != call.task.id() {
         return Err(Errno::EPERM);
     }
-    let low: [u8; PART] = read_bytes(data)?;
-    let high: [u8; PART] =
-        if size > PART { read_bytes(VirtAddr(data.0.wrapping_add(PART as u64)))? } else { [0; PART] };
-    let word = |bytes: &[u8; PART], set: usize| {
-        let bytes = bytes.as_chunks::<4>().0.get(set).copied().unwrap_or_default();
-        u64::from(u32::from_le_bytes(bytes))
-    };
-    call.task.capabilities.set([0, 1, 2].map(|set| word(&low, set) | word(&high, set) << 32))?;
+    // A version without upper words has none of their capabilities.
+    let mut parts = [[[0; 4]; 3]; 2];
+    let bytes = parts.as_flattened_mut().as_flattened_mut();
+    uaccess::copy_from_user(bytes.get_mut(..size).unwrap_or_default(), data)?;
+    let [low, high] = parts.map(|sets| sets.map(|word| u64::from(u32::from_le_bytes(word))));
+    call.task.capabilities.set([0, 1, 2].map(|set| low[set] | high[set] << 32))?;
     Ok(0)
 }

@@ -45,7 +45,9 @@ impl Polled {
         if let Ok(descriptor) = u32::try_from(descriptor) {
             file = call.task.files().get(descriptor).filter(|file| !file.is_path());
             found = if file.is_none() { POLLNVAL } else { 0 };
-            file.as_ref().map(|file| file.prepare_to_poll()).transpose()?;
+            if let Some(file) = &file {
+                file.prepare_to_poll()?;
+            }
         }
         Ok(Self { file, wanted, found: Cell::new(found) })
     }

@@ -18,7 +18,7 @@ use spin::Once;
 
 use super::jobs::Stop;
 use super::task::{InProcess, Task};
-use super::tree::{PROCESSES, Process};
+use super::tree::{PROCESSES, Process, Tree};
 use crate::kernel;
 use crate::linux::file::signalfd;
 use crate::linux::process::signal::{Actions, Effect, Pending, Set, Signal, SignalCause};
@@ -489,22 +489,24 @@ impl Elsewhere {
         (!visit.is_done()).then(|| Self::new(parent, visit))
     }
 
+    /// The process, unless it was removed.
+    fn find<'t>(&self, tree: &'t Tree) -> Option<&'t Process> {
+        tree.find(self.id).filter(|process| process.serial() == self.serial)
+    }
+
     /// Does the rest of it, without a lock.
     pub fn finish(mut self) {
         if self.visit.take_polls() {
             let pollers = {
                 let tree = PROCESSES.lock();
-                let process = tree.find(self.id).filter(|process| process.serial() == self.serial);
-                process.and_then(|process| process.signal_pollers.get().cloned())
+                self.find(&tree).and_then(|process| process.signal_pollers.get().cloned())
             };
             pollers.into_iter().for_each(|queue| signalfd::wake(&queue));
         }
         while self.visit.has_threads_left() {
             let tree = PROCESSES.lock();
-            match tree.find(self.id) {
-                Some(process) if process.serial() == self.serial => process.lock().step(&mut self.visit),
-                _ => return,
-            }
+            let Some(process) = self.find(&tree) else { return };
+            process.lock().step(&mut self.visit);
             drop(tree);
             relax();
         }
