@@ -35,7 +35,7 @@ calls! {
     EPOLL_CREATE1 __NR_epoll_create1, EPOLL_CTL __NR_epoll_ctl, EPOLL_PWAIT __NR_epoll_pwait, EPOLL_PWAIT2 __NR_epoll_pwait2,
     EVENTFD2 __NR_eventfd2, PIPE2 __NR_pipe2, PPOLL __NR_ppoll, READLINKAT __NR_readlinkat,
     NEWFSTATAT __NR_newfstatat, SET_ROBUST_LIST __NR_set_robust_list, GET_ROBUST_LIST __NR_get_robust_list,
-    SCHED_GETAFFINITY __NR_sched_getaffinity, PROCESS_VM_READV __NR_process_vm_readv,
+    SCHED_GETAFFINITY __NR_sched_getaffinity, SCHED_SETAFFINITY __NR_sched_setaffinity, PROCESS_VM_READV __NR_process_vm_readv,
     PROCESS_VM_WRITEV __NR_process_vm_writev,
     FLOCK __NR_flock, DUP __NR_dup, DUP3 __NR_dup3, FCNTL __NR_fcntl, OPENAT __NR_openat, LSEEK __NR_lseek, PREAD64 __NR_pread64,
     PWRITE64 __NR_pwrite64, FSTAT __NR_fstat,

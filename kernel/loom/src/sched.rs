@@ -16,7 +16,7 @@ use loom::sync::{Condvar, Mutex};
 
 use crate::Watched;
 use crate::chip::timer::Deadline;
-use crate::smp::{self, Cpu, CpuId, this_cpu};
+use crate::smp::{self, Cpu, CpuId, CpuSet, this_cpu};
 use crate::sync::IrqLock;
 use crate::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::rank::Sleeping;
@@ -58,7 +58,10 @@ pub struct Sleeper {
     work: AtomicU32,
     /// In the run queue of its CPU.
     link: LinkedListLink,
+    arrival: Cell<u64>,
     home: AtomicU32,
+    /// Bits of a [`CpuSet`].
+    cpus: AtomicU32,
     /// Whether it has a CPU to itself.
     is_alone: bool,
     /// Where it waits for a CPU: whether it is in the run queue that it has to itself, or which CPU it was given.
@@ -93,6 +96,7 @@ struct Work(u32);
 impl Work {
     const RESCHEDULE: Self = Self(1);
     const SIGNAL: Self = Self(2);
+    const PLACE: Self = Self(16);
 }
 
 impl Default for Sleeper {
@@ -101,7 +105,9 @@ impl Default for Sleeper {
             state: Token::default(),
             work: AtomicU32::new(0),
             link: LinkedListLink::new(),
+            arrival: Cell::new(0),
             home: AtomicU32::new(0),
+            cpus: AtomicU32::new(u32::MAX),
             is_alone: true,
             turn: Mutex::new(Turn::Waits),
             runs: Condvar::new(),
@@ -141,6 +147,34 @@ impl Sleeper {
 
     fn has(&self, work: Work) -> bool {
         self.work.load(Ordering::Acquire) & work.0 != 0
+    }
+
+    /// `Thread::set_cpus`.
+    pub fn set_cpus(&self, cpus: u32) {
+        self.cpus.store(cpus, Ordering::Relaxed);
+        self.work.fetch_or(Work::PLACE.0, Ordering::SeqCst);
+        queue::interrupt(self);
+    }
+
+    /// It runs at EL0, until an interrupt.
+    pub fn wait_for_interrupt(&self) {
+        this_cpu().wait_for_interrupt();
+    }
+
+    /// On its way to EL0: the turns of other threads, until it may enter there; the CPU on which it does.
+    pub fn enter_user(&self) -> CpuId {
+        while self.has(Work::RESCHEDULE) || self.has(Work::PLACE) {
+            queue::give_way(self);
+        }
+        this_cpu().id
+    }
+
+    fn online_cpus(&self) -> CpuSet {
+        CpuSet::from_bits(self.cpus.load(Ordering::Relaxed) & smp::online().bits())
+    }
+
+    fn is_bound(&self) -> bool {
+        self.online_cpus() != smp::online()
     }
 
     fn home(&self) -> CpuId {
@@ -359,6 +393,8 @@ mod switch {
         queue: IrqGuard<'_, RunQueue, { rank::RUN_QUEUE }>,
     ) {
         let waited_for = if queue.is_empty() { WaitedFor::No } else { WaitedFor::Yes };
+        let leaving = cpu.sched().leaving.load(Ordering::Relaxed);
+        cpu.sched().leaving.store(std::ptr::null_mut(), Ordering::Relaxed);
         thread.leave();
         // SAFETY: it was taken from the queue, so it has not ended.
         let next = unsafe { next.as_ref() };
@@ -366,6 +402,9 @@ mod switch {
         queue::begin_slice(cpu, waited_for);
         next.give(cpu);
         drop(queue);
+        if let Some(thread) = NonNull::new(leaving) {
+            queue::arrive(thread);
+        }
     }
 }
 
@@ -495,7 +534,7 @@ impl Default for PerCpu {
             queue: IrqLock::new(queue::RunQueue::EMPTY),
             ready: AtomicU32::new(0),
             timeouts: IrqLock::new(timeout::Timeouts::new()),
-            ended: AtomicPtr::default(),
+            leaving: AtomicPtr::default(),
             fp_owner: AtomicPtr::default(),
             no_tables: AtomicU64::new(0),
             tag_checks: AtomicU32::new(0),

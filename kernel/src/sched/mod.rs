@@ -12,7 +12,7 @@
 //!
 //! **Rule: a thread changes its CPU only between the kernel and EL0.** In the kernel it sleeps and wakes on one CPU, so
 //! a reference to this CPU stays true over everything that sleeps. A CPU that idles may take a thread that is ready to
-//! go on at EL0.
+//! go on at EL0; a thread that is bound to some CPUs goes to one of them by itself.
 
 mod fp_state;
 #[cfg_attr(not(target_os = "none"), path = "host.rs")]

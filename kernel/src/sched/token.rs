@@ -82,6 +82,11 @@ impl Token {
         self.0.swap(DEAD, Ordering::AcqRel);
     }
 
+    /// Whether [`Self::end`] was called.
+    pub fn has_ended(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == DEAD
+    }
+
     /// Whether it sleeps, or did when this was looked at.
     pub fn is_parked(&self) -> bool {
         self.0.load(Ordering::Relaxed) == PARKED

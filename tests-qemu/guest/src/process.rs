@@ -261,6 +261,11 @@ fn signals_that_are_read_answer_as_on_linux(t: &mut Test) {
     succeeds(t, "signalfd");
 }
 
+target_test!(threads_run_on_their_cpus_as_on_linux, needs("smp"), limit(60));
+fn threads_run_on_their_cpus_as_on_linux(t: &mut Test) {
+    succeeds(t, "affinity");
+}
+
 target_test!(processes_read_others_and_leave_marks_as_on_linux, needs("smp"), limit(60));
 fn processes_read_others_and_leave_marks_as_on_linux(t: &mut Test) {
     succeeds(t, "remote");

@@ -90,6 +90,7 @@ numbers! {
     CLOCK_NANOSLEEP = 115 "clock_nanosleep";
     SCHED_GETSCHEDULER = 120 "sched_getscheduler";
     SCHED_GETPARAM = 121 "sched_getparam";
+    SCHED_SETAFFINITY = 122 "sched_setaffinity";
     SCHED_GETAFFINITY = 123 "sched_getaffinity";
     SCHED_YIELD = 124 "sched_yield";
     SCHED_GET_PRIORITY_MAX = 125 "sched_get_priority_max";

@@ -17,7 +17,7 @@ use granule_runner::serial::Limit;
 use super::{SESSION_LIMIT, files};
 
 /// Programs of target tests, as they run at the monitor.
-const PROGRAMS: [&str; 46] = [
+const PROGRAMS: [&str; 47] = [
     "run accounts",
     "run scan",
     "run names",
@@ -43,6 +43,7 @@ const PROGRAMS: [&str; 46] = [
     "run epoll",
     "run futexes",
     "run signalfd",
+    "run affinity",
     "run exec",
     "run answers",
     "run files",

@@ -1,5 +1,5 @@
 //! Run queues, the kernel's own source: a thread that is woken or started runs, once, on whichever CPU; and work that is
-//! raised for it is seen on its way to EL0, or interrupts its CPU there.
+//! raised for it is seen on its way to EL0, or interrupts its CPU there. A thread that is bound to a CPU goes there.
 //!
 //! A wake-up that is lost while a CPU goes idle is a deadlock; a thread that two CPUs run has two CPUs, or its registers
 //! race. loom reports each.
@@ -253,6 +253,109 @@ fn a_woken_thread_sees_its_work_or_is_interrupted() {
 fn work_that_is_looked_at_before_the_thread_has_woken_is_caught() {
     assert_caught("the work waits at EL0", || raised_while_woken(Omitted::Fences, Omitted::Nothing));
     assert_caught("the work waits at EL0", || raised_while_woken(Omitted::Nothing, Omitted::Fences));
+}
+
+/// A thread of CPU 0 is bound to CPU 1 and goes there, where it does `then`. Both have no other thread; a third CPU does
+/// `beside` concurrently. Returns how often CPU 1 was interrupted.
+fn goes<T: Send + 'static>(
+    omitted: Omitted,
+    then: impl FnOnce(&Sleeper) -> T + Send + 'static,
+    beside: impl FnOnce(&Sleeper),
+) -> (T, usize) {
+    let (thread, idle) = (Sleeper::on(0), Sleeper::on(0));
+    idle.is_idle_thread_of(0);
+    let idles = [loom::thread::spawn(move || idle.begin()), idle_on(1, omitted)];
+    let own = Arc::clone(&thread);
+    let goes = loom::thread::spawn(move || {
+        omit(omitted);
+        own.runs_on(0);
+        own.set_cpus(1 << 1);
+        assert_eq!(own.enter_user(), CpuId(1));
+        let outcome = then(&own);
+        own.exit();
+        outcome
+    });
+    beside(&thread);
+    let outcome = goes.join().unwrap();
+    omit(Omitted::Nothing);
+    smp::stop_all();
+    for idles in idles {
+        idles.join().unwrap();
+    }
+    (outcome, smp::cpu(CpuId(1)).unwrap().interruptions())
+}
+
+#[test]
+fn a_thread_that_goes_to_another_cpu_is_woken_there() {
+    threads_with(2, || {
+        goes(Omitted::Nothing, Sleeper::park, Sleeper::unpark);
+    });
+}
+
+/// Work is raised for a thread that goes to another CPU, which its arrival interrupts in any case.
+fn raised_while_it_goes(omitted: Omitted, raiser: Omitted) {
+    threads_with(2, move || {
+        let raise = |thread: &Sleeper| {
+            omit(raiser);
+            thread.raise();
+        };
+        let (has_seen, interruptions) = goes(omitted, Sleeper::has_signal, raise);
+        assert!(has_seen || interruptions > 1, "the work waits at EL0");
+    });
+}
+
+#[test]
+fn a_thread_that_goes_sees_its_work_or_is_interrupted() {
+    raised_while_it_goes(Omitted::Nothing, Omitted::Nothing);
+    assert_caught("the work waits at EL0", || raised_while_it_goes(Omitted::Fences, Omitted::Nothing));
+    assert_caught("the work waits at EL0", || raised_while_it_goes(Omitted::Nothing, Omitted::Fences));
+}
+
+/// A thread is bound to the CPU of the thread that binds it, while it gives way for another reason. Where it enters EL0
+/// on the wrong one, an interrupt is on its way.
+#[test]
+fn a_thread_that_others_bind_leaves() {
+    threads_with(2, || {
+        let (thread, idle, binds) = (Sleeper::on(0), Sleeper::on(0), Sleeper::on(1));
+        idle.is_idle_thread_of(0);
+        binds.is_idle_thread_of(1);
+        thread.runs_on(0);
+        let bound = Arc::clone(&thread);
+        let others = [
+            loom::thread::spawn(move || idle.begin()),
+            loom::thread::spawn(move || {
+                binds.runs_on(1);
+                bound.set_cpus(1 << 1);
+                sched::idle();
+            }),
+        ];
+        sched::yield_now();
+        if thread.enter_user() == CpuId(0) {
+            thread.wait_for_interrupt();
+            assert_eq!(thread.enter_user(), CpuId(1), "it stays where it may not be");
+        }
+        thread.exit();
+        smp::stop_all();
+        for other in others {
+            other.join().unwrap();
+        }
+    });
+}
+
+/// Threads that are bound have their turns among the others, as they came.
+#[test]
+fn bound_threads_and_ready_ones_have_their_turns() {
+    threads_with(0, || {
+        run_on(0);
+        let threads: Vec<_> = (0..6).map(|_| Sleeper::on(0)).collect();
+        for (number, thread) in threads.iter().enumerate() {
+            if number % 3 != 0 {
+                thread.set_cpus(1);
+            }
+            thread.start();
+        }
+        assert_eq!(sched::take_all(0), threads.iter().map(Arc::as_ptr).collect::<Vec<_>>());
+    });
 }
 
 /// Threads that were woken go first, but sixteen of them at most past one that is ready.

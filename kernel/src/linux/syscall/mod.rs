@@ -199,6 +199,7 @@ static TABLE: [SyscallEntry; number::END] = {
     table[number::GETRLIMIT] = entry!(limits::getrlimit);
     table[number::SETRLIMIT] = entry!(limits::setrlimit);
     table[number::PRLIMIT64] = entry!(limits::prlimit64);
+    table[number::SCHED_SETAFFINITY] = entry!(process::sched_setaffinity);
     table[number::SCHED_GETAFFINITY] = entry!(process::sched_getaffinity);
     table[number::SCHED_YIELD] = entry!(process::sched_yield);
     table[number::GETPID] = entry!(process::getpid);

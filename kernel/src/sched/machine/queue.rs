@@ -1,9 +1,14 @@
 //! The run queues: which thread runs next on each CPU.
 //!
-//! A CPU has two lists. `woken` holds threads that go on in the kernel: they go first, since others may wait for what
+//! A CPU has three lists. `woken` holds threads that go on in the kernel: they go first, since others may wait for what
 //! they hold, and they stay on this CPU. `ready` holds threads that go on at EL0: each gets a slice in its turn, and a
-//! CPU that idles may take the first of them. A thread at EL0 is preempted at once by a woken thread, and at the end of
-//! its slice by a ready one. There is no tick: a slice has an end only while a thread waits for it.
+//! CPU that idles may take the first of them. `bound` holds those that may go on at EL0 on some CPUs alone
+//! (`sched_setaffinity`); they have their turns with the ready ones, in the order in which they came. A thread at EL0 is
+//! preempted at once by a woken thread, and at the end of its slice by one of the others. There is no tick: a slice has
+//! an end only while a thread waits for it.
+//!
+//! **No CPU takes a bound thread, it goes**: on its way to EL0, where it may not be, or where it would wait while one of
+//! its CPUs idles. So a CPU that idles need not know what others have for it. In the kernel it may run on any CPU.
 //!
 //! **No thread waits for ever**: after [`WOKEN_IN_A_ROW`] woken threads a ready one has its turn, so that threads that
 //! wake each other do not keep the CPU; and since the slice of that one has an end, the woken ones go on after it.
@@ -48,6 +53,9 @@ intrusive_adapter!(Link = UnsafeRef<Thread>: Thread { link => intrusive_collecti
 pub(super) struct RunQueue {
     woken: LinkedList<Link>,
     ready: LinkedList<Link>,
+    bound: LinkedList<Link>,
+    /// Threads that came to the end of `ready` or `bound`.
+    arrivals: u64,
     /// The slice of what runs has ended.
     slice_is_over: bool,
     /// Woken threads that have gone past one that is ready.
@@ -74,8 +82,8 @@ pub(crate) struct PerCpu {
     /// How many there are in `ready`, for readers without the lock.
     pub(super) ready: AtomicU32,
     pub(super) timeouts: IrqLock<Timeouts, { rank::TIMEOUTS }>,
-    /// The thread that has just ended, until the one after it has seen to it.
-    pub(super) ended: AtomicPtr<Thread>,
+    /// The thread that has just ended, or goes to its new home, until the one after it has seen to it.
+    pub(super) leaving: AtomicPtr<Thread>,
     /// The thread whose floating point this CPU's registers hold.
     pub(super) fp_owner: AtomicPtr<Thread>,
     /// The value of SCTLR_EL1.TCF0 and GCR_EL1: of [`TagChecks`](crate::sched::TagChecks).
@@ -92,6 +100,8 @@ impl RunQueue {
     pub(super) const EMPTY: Self = Self {
         woken: LinkedList::new(Link::NEW),
         ready: LinkedList::new(Link::NEW),
+        bound: LinkedList::new(Link::NEW),
+        arrivals: 0,
         slice_is_over: false,
         in_a_row: 0,
         spare_stacks: heapless::Vec::new(),
@@ -101,9 +111,10 @@ impl RunQueue {
     #[inline]
     fn pick(&mut self, cpu: &Cpu) -> Option<NonNull<Thread>> {
         self.slice_is_over = false;
-        let woken = if self.in_a_row < WOKEN_IN_A_ROW || self.ready.is_empty() { self.woken.pop_front() } else { None };
-        self.in_a_row = if woken.is_some() && !self.ready.is_empty() { self.in_a_row + 1 } else { 0 };
-        let thread = woken.or_else(|| self.take_ready(cpu))?;
+        let others_wait = !(self.ready.is_empty() && self.bound.is_empty());
+        let woken = if self.in_a_row < WOKEN_IN_A_ROW || !others_wait { self.woken.pop_front() } else { None };
+        self.in_a_row = if woken.is_some() && others_wait { self.in_a_row + 1 } else { 0 };
+        let thread = woken.or_else(|| self.take_first(cpu))?;
         NonNull::new(UnsafeRef::into_raw(thread))
     }
 
@@ -116,13 +127,19 @@ impl RunQueue {
 
     /// Whether no thread waits for the CPU.
     pub(super) fn is_empty(&self) -> bool {
-        self.woken.is_empty() && self.ready.is_empty()
+        self.woken.is_empty() && self.ready.is_empty() && self.bound.is_empty()
     }
 
     /// The next thread, or else the one for when there is none.
     pub(super) fn pick_or_idle(&mut self, cpu: &Cpu) -> NonNull<Thread> {
         let idle = || NonNull::new(cpu.sched().idle.load(Ordering::Relaxed)).expect("set by init_cpu");
         self.pick(cpu).unwrap_or_else(idle)
+    }
+
+    /// Of the threads that go on at EL0 the one that came first.
+    fn take_first(&mut self, cpu: &Cpu) -> Option<UnsafeRef<Thread>> {
+        let arrival = |list: &LinkedList<Link>| list.front().get().map_or(u64::MAX, |thread| thread.arrival.get());
+        if arrival(&self.bound) < arrival(&self.ready) { self.bound.pop_front() } else { self.take_ready(cpu) }
     }
 
     fn take_ready(&mut self, cpu: &Cpu) -> Option<UnsafeRef<Thread>> {
@@ -134,11 +151,23 @@ impl RunQueue {
     fn add_ready(&mut self, cpu: &Cpu, thread: NonNull<Thread>, place: QueueEnd) {
         // SAFETY: a thread is not freed before it has ended, and it is in no list: it ran, or is new.
         let thread = unsafe { UnsafeRef::from_raw(thread.as_ptr()) };
+        let list = if thread.is_bound() {
+            &mut self.bound
+        } else {
+            cpu.sched().ready.fetch_add(1, Ordering::Relaxed);
+            &mut self.ready
+        };
         match place {
-            QueueEnd::First => self.ready.push_front(thread),
-            QueueEnd::Last => self.ready.push_back(thread),
+            QueueEnd::First => {
+                thread.arrival.set(0);
+                list.push_front(thread);
+            }
+            QueueEnd::Last => {
+                self.arrivals += 1;
+                thread.arrival.set(self.arrivals);
+                list.push_back(thread);
+            }
         }
-        cpu.sched().ready.fetch_add(1, Ordering::Relaxed);
     }
 
     fn add_woken(&mut self, thread: &Thread) {
@@ -155,6 +184,10 @@ enum QueueEnd {
 /// Lets the new thread run at EL0.
 pub(super) fn start(thread: ThreadRef) {
     let cpu = this_cpu();
+    if let Some(other) = elsewhere(cpu, &thread, WaitedFor::Yes) {
+        thread.home.store(other.id.0, Ordering::Relaxed);
+        return arrive(thread.into_raw());
+    }
     thread.home.store(cpu.id.0, Ordering::Relaxed);
     let mut queue = cpu.sched().queue.lock();
     // The reference stays with the thread until it ends.
@@ -169,6 +202,37 @@ pub(super) fn start_kernel(cpu: &'static Cpu, thread: ThreadRef) {
     let mut queue = cpu.sched().queue.lock();
     // SAFETY: the reference stays with the thread until it ends.
     queue.add_woken(unsafe { thread.into_raw().as_ref() });
+    request(cpu);
+    drop(queue);
+    notify_other(cpu);
+}
+
+/// The CPU that a thread goes to which is to enter EL0: this one is none of its CPUs, or another one of them idles while
+/// this one is waited for.
+fn elsewhere(cpu: &Cpu, thread: &Thread, waited_for: WaitedFor) -> Option<&'static Cpu> {
+    if !thread.is_bound() {
+        return None;
+    }
+    let cpus = thread.online_cpus();
+    let others = cpus.without(cpu.id);
+    let idle = CpuSet::from_bits(others.bits() & IDLE.load(Ordering::Relaxed));
+    if cpus.contains(cpu.id) && (waited_for == WaitedFor::No || idle.is_empty()) {
+        return None;
+    }
+    let among = if idle.is_empty() { others } else { idle };
+    // The next one by its number, so that those that leave a CPU do not all go to the first.
+    let other = among.iter().find(|other| other.0 > cpu.id.0).or_else(|| among.iter().next())?;
+    // As in `wake_idle`.
+    IDLE.fetch_and(!(1 << other.0), Ordering::Relaxed);
+    smp::cpu(other)
+}
+
+/// Lets a thread that no CPU runs wait for EL0 at its home, which has just become that.
+pub(super) fn arrive(thread: NonNull<Thread>) {
+    // SAFETY: it has not ended, and is in no list.
+    let Some(cpu) = smp::cpu(unsafe { thread.as_ref() }.home()) else { return };
+    let mut queue = cpu.sched().queue.lock();
+    queue.add_ready(cpu, thread, QueueEnd::Last);
     request(cpu);
     drop(queue);
     notify_other(cpu);
@@ -238,6 +302,7 @@ pub(super) fn prepare_to_idle(cpu: &Cpu) -> bool {
     fence(Ordering::SeqCst);
     let queue = cpu.sched().queue.lock();
     queue.woken.is_empty()
+        && queue.bound.is_empty()
         && smp::online().iter().filter_map(smp::cpu).all(|cpu| cpu.sched().ready.load(Ordering::Relaxed) == 0)
 }
 
@@ -308,8 +373,19 @@ pub fn park() {
 pub(crate) fn give_way(thread: &Thread) {
     let cpu = this_cpu();
     let mut queue = cpu.sched().queue.lock();
-    thread.work.fetch_and(!Work::RESCHEDULE.0, Ordering::Relaxed);
+    // Acquire: its CPUs are looked at below, which whoever changed them has stored before.
+    thread.work.fetch_and(!(Work::RESCHEDULE.0 | Work::PLACE.0), Ordering::Acquire);
     let over = queue.slice_is_over;
+    let waited_for = if over && !queue.is_empty() { WaitedFor::Yes } else { WaitedFor::No };
+    if let Some(other) = elsewhere(cpu, thread, waited_for) {
+        // Under the lock, and before a fence, as in `steal`.
+        thread.home.store(other.id.0, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        // Its registers are not in memory yet. The one that comes lets it arrive.
+        cpu.sched().leaving.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
+        let next = queue.pick_or_idle(cpu);
+        return switch::to(cpu, thread, next, queue);
+    }
     let Some(next) = queue.pick(cpu) else { return };
     queue.add_ready(cpu, NonNull::from(thread), if over { QueueEnd::Last } else { QueueEnd::First });
     wake_idle(cpu);

@@ -25,7 +25,7 @@ impl PerCpu {
             queue: IrqLock::new(RunQueue::EMPTY),
             ready: AtomicU32::new(0),
             timeouts: IrqLock::new(Timeouts::new()),
-            ended: AtomicPtr::new(null_mut()),
+            leaving: AtomicPtr::new(null_mut()),
             fp_owner: AtomicPtr::new(null_mut()),
             tag_checks: AtomicU32::new(0),
             no_tables: AtomicU64::new(0),

@@ -173,17 +173,22 @@ fn enter(cpu: &Cpu, thread: &Thread, waited_for: WaitedFor) {
     install(cpu, unsafe { &*thread.space.get() }.as_ref());
 }
 
-/// The end of a switch, in the thread that came: releases the lock, and drops the thread that left if it has ended. Its
-/// stack was kept by [`exit`], and is another thread's as soon as the lock is released: nothing is unmapped here, on top of
-/// whatever the thread that came has on its own stack.
+/// The end of a switch, in the thread that came: releases the lock, and sees to the thread that left for good. It goes to
+/// another CPU, or is dropped if it has ended. Then its stack was kept by [`exit`], and is another thread's as soon as the
+/// lock is released: nothing is unmapped here, on top of whatever the thread that came has on its own stack.
 extern "C" fn finish(cpu: &'static Cpu) {
     stretches::mark_point();
-    let ended = cpu.sched().ended.swap(null_mut(), Ordering::Relaxed);
+    let leaving = cpu.sched().leaving.swap(null_mut(), Ordering::Relaxed);
     // SAFETY: the thread that left handed it over.
     unsafe { cpu.sched().queue.release_handed_over() };
-    if let Some(ended) = NonNull::new(ended) {
-        // SAFETY: the reference that the thread had to itself; it has ended.
-        drop(unsafe { ThreadRef::from_raw(ended) });
+    if let Some(thread) = NonNull::new(leaving) {
+        // SAFETY: it has a reference to itself, and no CPU runs it.
+        if unsafe { thread.as_ref() }.state.has_ended() {
+            // SAFETY: that reference; it has ended.
+            drop(unsafe { ThreadRef::from_raw(thread) });
+        } else {
+            queue::arrive(thread);
+        }
     }
 }
 
@@ -250,7 +255,7 @@ pub fn exit() -> ! {
     // The lock is released when no CPU runs on it any more.
     queue.keep_stack(VirtAddr(thread.stack_top.get()));
     thread.state.end();
-    cpu.sched().ended.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
+    cpu.sched().leaving.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
     let next = queue.pick_or_idle(cpu);
     to(cpu, &thread, next, queue);
     unreachable!("a thread that has ended runs");

@@ -24,7 +24,7 @@ use crate::mm::pool::{Pool, PoolBox};
 use crate::sched::replays::{ReplayCount, Replays};
 use crate::sched::tag_check::TagChecks;
 use crate::sched::token::Token;
-use crate::smp::{Cpu, CpuId, this_cpu};
+use crate::smp::{self, Cpu, CpuId, CpuSet, this_cpu};
 #[cfg(debug_assertions)]
 use crate::sync::rank::HeldRanks;
 use crate::trap::frame::TrapFrame;
@@ -70,6 +70,8 @@ impl Work {
     pub(crate) const TAG_FAULT: Self = Self(4);
     /// Call [`UserEntry::moved`].
     pub const MOVED: Self = Self(8);
+    /// Look whether it may enter EL0 on this CPU.
+    pub(super) const PLACE: Self = Self(16);
 }
 
 /// A thread. It is reached through a [`ThreadRef`], and by the thread itself.
@@ -92,8 +94,12 @@ pub struct Thread {
     pub entry: Option<&'static UserEntry>,
     /// In its CPU's run queue.
     pub(super) link: LinkedListLink,
+    /// Its place among those that wait for its CPU: the smaller, the earlier.
+    pub(super) arrival: Cell<u64>,
     /// Its CPU: see the rule in [`super`].
     pub(super) home: AtomicU32,
+    /// See [`Self::set_cpus`]: bits of a [`CpuSet`].
+    cpus: AtomicU32,
     references: AtomicU32,
     id: ThreadId,
     name: &'static str,
@@ -188,7 +194,9 @@ impl Thread {
             fault: Cell::new(never),
             entry: None,
             link: LinkedListLink::new(),
+            arrival: Cell::new(0),
             home: AtomicU32::new(0),
+            cpus: AtomicU32::new(u32::MAX),
             references: AtomicU32::new(1),
             id,
             name,
@@ -248,6 +256,23 @@ impl Thread {
     /// The CPU that it runs on, or ran on last.
     pub fn home(&self) -> CpuId {
         CpuId(self.home.load(Ordering::Relaxed))
+    }
+
+    /// The CPUs that it may run on at EL0.
+    pub fn online_cpus(&self) -> CpuSet {
+        CpuSet::from_bits(self.cpus.load(Ordering::Relaxed) & smp::online().bits())
+    }
+
+    /// Whether there is a CPU that it may not run on at EL0.
+    pub(super) fn is_bound(&self) -> bool {
+        self.online_cpus() != smp::online()
+    }
+
+    /// Lets it run at EL0 on these CPUs alone, one of which is online: from its next entry on, which is soon if it is
+    /// there. Threads that it makes inherit them.
+    pub fn set_cpus(&self, cpus: CpuSet) {
+        self.cpus.store(cpus.bits(), Ordering::Relaxed);
+        self.raise(Work::PLACE);
     }
 
     /// Whether it sleeps. For reports: the answer may be old when it arrives.
@@ -319,7 +344,7 @@ impl Thread {
     /// its own.
     pub(crate) fn next_work(&self) -> Option<Work> {
         let work = self.work.load(Ordering::Acquire);
-        if work & Work::RESCHEDULE.0 != 0 {
+        if work & (Work::RESCHEDULE.0 | Work::PLACE.0) != 0 {
             return Some(Work::RESCHEDULE);
         }
         if work & Work::TAG_FAULT.0 != 0 {
@@ -604,6 +629,7 @@ impl NewUserThread<'_> {
         thread.fault = Cell::new(self.entry.fault);
         thread.works_for_program = AtomicBool::new(true);
         thread.tagged_addresses = AtomicBool::new(maker.has_tagged_addresses());
+        thread.cpus = AtomicU32::new(maker.cpus.load(Ordering::Relaxed));
         thread.tls = Cell::new(self.tls);
         thread.task = AtomicPtr::new(self.task);
         if let Some(fp) = self.fp {

@@ -13,9 +13,10 @@ use granule_runner::differences::{DIFFERENCES, Difference};
 use super::kernels::Kernels;
 
 /// Programs that compare each answer with Linux's, or whose end tells that all was as they expect.
-const PROGRAMS: [&str; 37] = [
+const PROGRAMS: [&str; 38] = [
     "accounts",
     "advice race",
+    "affinity",
     "bti exec",
     "collapse",
     "collapse race",

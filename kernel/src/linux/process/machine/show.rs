@@ -20,7 +20,7 @@ use crate::linux::process::signal::Set;
 use crate::linux::process::status::{Life, Name};
 use crate::mm::space::{Aged, Resident, Settings, SpaceHandle, SpaceRef, Totals};
 use crate::sched::{is_killed, relax};
-use crate::smp;
+use crate::smp::{self, CpuId, CpuSet};
 
 /// Of `/proc`'s ticks, nanoseconds.
 const TICK: u64 = 10_000_000;
@@ -65,6 +65,7 @@ struct Snapshot {
     end: u32,
     created: u64,
     cpu: u32,
+    cpus: CpuSet,
     most_pending: u64,
     most_present: u64,
     /// None once the thread has left it.
@@ -219,6 +220,7 @@ fn snapshot(of: &ProcSubject) -> Result<Snapshot, Errno> {
             end: if let Life::Ended(end) = state.life { end.word() } else { 0 },
             created: uptime_at(process.created).as_nanos() as u64,
             cpu: task.map_or(0, |task| task.thread().home().0),
+            cpus: task.map_or(smp::online(), |task| task.thread().online_cpus()),
             most_pending: process.limits.soft(RLIMIT_SIGPENDING),
             most_present: process.limits.soft(RLIMIT_RSS),
             space: task.and(state.space.clone()),
@@ -271,26 +273,35 @@ fn status(record: &mut Record, of: &ProcSubject, seen: &Snapshot) {
         seen.ignored.0,
         seen.handled.0,
     );
-    let cpus = smp::online().iter().map(|cpu| cpu.0 + 1).max().unwrap_or(1);
-    let last = cpus - 1;
+    let digits = smp::online().iter().map(|cpu| cpu.0 as usize / 4 + 1).max().unwrap_or(1);
     let _ = write!(
         record,
         "CapInh:\t{none}\nCapPrm:\t{all}\nCapEff:\t{all}\nCapBnd:\t{all}\nCapAmb:\t{none}\n\
         NoNewPrivs:\t0\nSeccomp:\t0\nSeccomp_filters:\t0\n\
-        Speculation_Store_Bypass:\tthread vulnerable\nSpeculationIndirectBranch:\tunknown\nCpus_allowed:\t{:x}",
-        (1_u64 << (last % 32 + 1)) - 1,
+        Speculation_Store_Bypass:\tthread vulnerable\nSpeculationIndirectBranch:\tunknown\nCpus_allowed:\t{:0digits$x}\n\
+        Cpus_allowed_list:\t",
+        seen.cpus.bits(),
         none = "0000000000000000",
         all = "000001ffffffffff",
     );
-    (0..last / 32).for_each(|_| {
-        let _ = record.extend_from_slice(b",ffffffff");
-    });
-    let _ = write!(record, "\nCpus_allowed_list:\t0");
-    let _ = if last > 0 { write!(record, "-{last}") } else { Ok(()) };
+    list(record, seen.cpus);
     let _ = write!(
         record,
         "\nMems_allowed:\t0001\nMems_allowed_list:\t0\nvoluntary_ctxt_switches:\t0\nnonvoluntary_ctxt_switches:\t0\n"
     );
+}
+
+/// CPUs as Linux lists them: `0-2,5`.
+fn list(record: &mut Record, cpus: CpuSet) {
+    let mut before = "";
+    for first in cpus.iter().filter(|first| first.0 == 0 || !cpus.contains(CpuId(first.0 - 1))) {
+        let _ = write!(record, "{before}{}", first.0);
+        let length = (cpus.bits() >> first.0).trailing_ones();
+        if length > 1 {
+            let _ = write!(record, "-{}", first.0 + length - 1);
+        }
+        before = ",";
+    }
 }
 
 /// The rows of memory in `status`.
