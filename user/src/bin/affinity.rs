@@ -269,6 +269,26 @@ fn a_cpu_that_idles_is_used() {
         }
     };
     all_at_once(3, main);
+    // So does one that another keeps from its CPU, which sleeps for a while again and again.
+    let has_moved = AtomicBool::new(false);
+    let main = |number: usize| match number {
+        0 => until(|| has_moved.load(Ordering::Relaxed)),
+        1 => {
+            bind(of(first));
+            bind(of(first) | of(second));
+            while here() != second {}
+            has_moved.store(true, Ordering::Relaxed);
+        }
+        _ => {
+            bind(of(first));
+            while !has_moved.load(Ordering::Relaxed) {
+                let end = time::now() + 2 * MILLISECOND;
+                while time::now() < end {}
+                time::sleep(MILLISECOND / 4).expect("a sleep");
+            }
+        }
+    };
+    all_at_once(3, main);
     bind(all);
 }
 

@@ -431,7 +431,7 @@ fn end_slice_and_relax() {
 fn a_thread_gives_way_by_its_slice() {
     use Start::{Ready, Woken};
     order_after(&[], sched::give_way, &[0]);
-    order_after(&[Ready, Ready], sched::give_way, &[1, 0, 2]);
+    order_after(&[Ready, Ready], sched::give_way, &[0, 1, 2]);
     order_after(&[Ready, Ready], end_slice_and_give_way, &[1, 2, 0]);
     order_after(&[Ready, Woken], sched::give_way, &[2, 0, 1]);
     order_after(&[Ready, Woken], end_slice_and_give_way, &[2, 1, 0]);
@@ -459,7 +459,7 @@ fn a_slice_ends_only_where_a_thread_waits() {
         assert!(!sched::slice_has_end());
         thread.start();
         assert!(sched::slice_has_end());
-        sched::give_way();
+        end_slice_and_give_way();
         assert!(!sched::slice_has_end(), "alone again");
         runs.join().unwrap();
     });

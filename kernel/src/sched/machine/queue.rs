@@ -118,6 +118,18 @@ impl RunQueue {
         NonNull::new(UnsafeRef::into_raw(thread))
     }
 
+    /// Takes the thread that goes before the running one at a point where that lets others go: a woken one, or another
+    /// where its slice has ended. Else the slice has an end from now on, if there is one that waits. Interrupts masked.
+    fn pick_before(&mut self, cpu: &Cpu) -> Option<NonNull<Thread>> {
+        if self.slice_is_over || !self.woken.is_empty() {
+            return self.pick(cpu);
+        }
+        if !self.is_empty() {
+            begin_slice(cpu, WaitedFor::Yes);
+        }
+        None
+    }
+
     /// Keeps a stack for a thread to come: that of the running thread, which ends, or one that no thread was started on.
     /// There is room for it.
     pub(super) fn keep_stack(&mut self, stack: VirtAddr) {
@@ -231,6 +243,8 @@ fn elsewhere(cpu: &Cpu, thread: &Thread, waited_for: WaitedFor) -> Option<&'stat
 pub(super) fn arrive(thread: NonNull<Thread>) {
     // SAFETY: it has not ended, and is in no list.
     let Some(cpu) = smp::cpu(unsafe { thread.as_ref() }.home()) else { return };
+    // For `interrupt`, as in `wake`.
+    fence(Ordering::SeqCst);
     let mut queue = cpu.sched().queue.lock();
     queue.add_ready(cpu, thread, QueueEnd::Last);
     request(cpu);
@@ -283,8 +297,11 @@ pub(super) fn interrupt(thread: &Thread) {
     }
 }
 
-/// Interrupts an idle CPU: there is a thread to steal.
+/// Interrupts an idle CPU, if there is a thread to steal from this one.
 fn wake_idle(cpu: &Cpu) {
+    if cpu.sched().ready.load(Ordering::Relaxed) == 0 {
+        return;
+    }
     fence(Ordering::SeqCst);
     let idle = CpuSet::from_bits(IDLE.load(Ordering::Relaxed)).without(cpu.id);
     if let Some(other) = idle.iter().next() {
@@ -323,6 +340,8 @@ pub(super) fn run_ready(cpu: &'static Cpu) {
         }
         queue.pick(cpu).map(|next| (next, queue))
     } {
+        // The one that was stolen may wait here for one that has come since.
+        wake_idle(cpu);
         switch::to(cpu, &current(), next, queue);
     }
     interrupts::restore(masked);
@@ -376,17 +395,16 @@ pub(crate) fn give_way(thread: &Thread) {
     // Acquire: its CPUs are looked at below, which whoever changed them has stored before.
     thread.work.fetch_and(!(Work::RESCHEDULE.0 | Work::PLACE.0), Ordering::Acquire);
     let over = queue.slice_is_over;
-    let waited_for = if over && !queue.is_empty() { WaitedFor::Yes } else { WaitedFor::No };
+    let waited_for = if queue.is_empty() { WaitedFor::No } else { WaitedFor::Yes };
     if let Some(other) = elsewhere(cpu, thread, waited_for) {
-        // Under the lock, and before a fence, as in `steal`.
+        // Under the lock, as in `steal`.
         thread.home.store(other.id.0, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
         // Its registers are not in memory yet. The one that comes lets it arrive.
         cpu.sched().leaving.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
         let next = queue.pick_or_idle(cpu);
         return switch::to(cpu, thread, next, queue);
     }
-    let Some(next) = queue.pick(cpu) else { return };
+    let Some(next) = queue.pick_before(cpu) else { return };
     queue.add_ready(cpu, NonNull::from(thread), if over { QueueEnd::Last } else { QueueEnd::First });
     wake_idle(cpu);
     switch::to(cpu, thread, next, queue);
@@ -425,7 +443,7 @@ fn run_others(cpu: &'static Cpu, thread: &Thread) {
         // Else one woken thread after another would have its turn before the ready ones.
         queue.in_a_row = WOKEN_IN_A_ROW;
     }
-    if let Some(next) = queue.pick(cpu) {
+    if let Some(next) = queue.pick_before(cpu) {
         queue.add_woken(thread);
         switch::to(cpu, thread, next, queue);
         // A thread that was woken since has asked another one than this to give way.
