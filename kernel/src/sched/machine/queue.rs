@@ -392,7 +392,7 @@ pub fn park() {
 pub(crate) fn give_way(thread: &Thread) {
     let cpu = this_cpu();
     let mut queue = cpu.sched().queue.lock();
-    // Acquire: its CPUs are looked at below, which whoever changed them has stored before.
+    // Acquire: its CPUs are looked at below, which were stored before the work was raised.
     thread.work.fetch_and(!(Work::RESCHEDULE.0 | Work::PLACE.0), Ordering::Acquire);
     let over = queue.slice_is_over;
     let waited_for = if queue.is_empty() { WaitedFor::No } else { WaitedFor::Yes };
