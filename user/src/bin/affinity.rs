@@ -237,7 +237,7 @@ fn bound_threads_have_their_turns() {
         while counts.iter().any(|count| count.load(Ordering::Relaxed) < ENOUGH) {
             was_elsewhere |= cpus & of(here()) == 0;
             counts[number].fetch_add(1, Ordering::Relaxed);
-            if number % 2 == 0 {
+            if number.is_multiple_of(2) {
                 process::sched_yield();
             }
         }
