@@ -13,6 +13,7 @@ use granule_abi::process::{
 use granule_abi::signal::{SIGCHLD, SigInfo};
 use granule_arch::addr::{PAGE, VirtAddr};
 
+use super::system::order_here;
 use super::usage::USAGE;
 use super::{Answer, Syscall, io, names, read_bytes, read_quads, write_quads};
 use crate::kernel;
@@ -179,7 +180,7 @@ pub(super) fn sched_setaffinity(call: &mut Syscall<'_>) -> Answer {
     let home = thread.home();
     if home != this_cpu().id && !cpus.contains(home) {
         // Its interrupt has a thread that is at EL0 there look at its CPUs first.
-        smp::call(CpuSet::of(home), |_, _| {}, 0);
+        smp::call(CpuSet::of(home), order_here, 0);
     }
     Ok(0)
 }

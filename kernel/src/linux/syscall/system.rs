@@ -81,7 +81,7 @@ pub(super) fn membarrier(call: &mut Syscall<'_>) -> Answer {
 }
 
 /// [`membarrier`] on another CPU: whether sequences begin anew, too.
-fn order_here(cpu: &Cpu, restarts: usize) {
+pub(super) fn order_here(cpu: &Cpu, restarts: usize) {
     fence(Ordering::SeqCst);
     if restarts != 0 {
         sched::report_move(cpu);

@@ -273,17 +273,19 @@ fn status(record: &mut Record, of: &ProcSubject, seen: &Snapshot) {
         seen.ignored.0,
         seen.handled.0,
     );
-    let digits = smp::online().iter().map(|cpu| cpu.0 as usize / 4 + 1).max().unwrap_or(1);
     let _ = write!(
         record,
         "CapInh:\t{none}\nCapPrm:\t{all}\nCapEff:\t{all}\nCapBnd:\t{all}\nCapAmb:\t{none}\n\
         NoNewPrivs:\t0\nSeccomp:\t0\nSeccomp_filters:\t0\n\
-        Speculation_Store_Bypass:\tthread vulnerable\nSpeculationIndirectBranch:\tunknown\nCpus_allowed:\t{:0digits$x}\n\
-        Cpus_allowed_list:\t",
-        seen.cpus.bits(),
+        Speculation_Store_Bypass:\tthread vulnerable\nSpeculationIndirectBranch:\tunknown\nCpus_allowed:\t",
         none = "0000000000000000",
         all = "000001ffffffffff",
     );
+    // As many digits as there are for all CPUs.
+    for digit in (0..u32::BITS / 4).rev().filter(|&digit| smp::online().bits() >> (4 * digit) != 0) {
+        let _ = write!(record, "{:x}", seen.cpus.bits() >> (4 * digit) & 0xf);
+    }
+    let _ = record.extend_from_slice(b"\nCpus_allowed_list:\t");
     list(record, seen.cpus);
     let _ = write!(
         record,
