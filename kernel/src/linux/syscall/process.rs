@@ -13,7 +13,6 @@ use granule_abi::process::{
 use granule_abi::signal::{SIGCHLD, SigInfo};
 use granule_arch::addr::{PAGE, VirtAddr};
 
-use super::system::order_here;
 use super::usage::USAGE;
 use super::{Answer, Syscall, io, names, read_bytes, read_quads, write_quads};
 use crate::kernel;
@@ -34,7 +33,7 @@ use crate::mm::OutOfMemory;
 use crate::mm::paged::PagedBytes;
 use crate::mm::space::Settings;
 use crate::sched::{self, IfNotReady, TagChecks, TagFaults, Thread, enlarge_shortage};
-use crate::smp::{self, CpuSet, this_cpu};
+use crate::smp::this_cpu;
 use crate::uaccess;
 
 pub(super) fn getpid(call: &mut Syscall<'_>) -> Answer {
@@ -153,36 +152,6 @@ pub(super) fn with_thread<T>(call: &Syscall<'_>, look: impl Fn(&Task) -> T) -> R
             u32::try_from(id).ok().and_then(|id| tree.find_task(id)).map(look).ok_or(Errno::ESRCH)
         }
     }
-}
-
-pub(super) fn sched_getaffinity(call: &mut Syscall<'_>) -> Answer {
-    let bytes = call.argument::<1>() as u32;
-    // As on Linux, the number of bits wraps.
-    if bytes.wrapping_mul(8) < u32::BITS - smp::online().bits().leading_zeros() || !bytes.is_multiple_of(8) {
-        return Err(Errno::EINVAL);
-    }
-    let cpus = with_thread(call, |task| task.thread().online_cpus())?;
-    write_quads(call.address::<2>(), [cpus.bits().into()])?;
-    Ok(size_of::<u64>() as u64)
-}
-
-/// Returns once the thread runs at EL0 on no other CPU.
-pub(super) fn sched_setaffinity(call: &mut Syscall<'_>) -> Answer {
-    let mut set = [0; size_of::<u64>()];
-    let given = set.len().min(call.argument::<1>() as u32 as usize);
-    uaccess::copy_from_user(set.get_mut(..given).unwrap_or_default(), call.address::<2>())?;
-    let thread = with_thread(call, |task| task.thread().clone())?;
-    let cpus = CpuSet::from_bits(u64::from_le_bytes(set) as u32 & smp::online().bits());
-    if cpus.is_empty() {
-        return Err(Errno::EINVAL);
-    }
-    thread.set_cpus(cpus);
-    let home = thread.home();
-    if home != this_cpu().id && !cpus.contains(home) {
-        // Its interrupt has a thread that is at EL0 there look at its CPUs first.
-        smp::call(CpuSet::of(home), order_here, 0);
-    }
-    Ok(0)
 }
 
 pub(super) fn clone(call: &mut Syscall<'_>) -> Answer {

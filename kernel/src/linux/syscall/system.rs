@@ -1,4 +1,4 @@
-//! Calls for the identity of the system, and for random numbers.
+//! Calls for the identity of the system, its CPUs, and random numbers.
 
 use core::sync::atomic::{Ordering, fence};
 
@@ -9,11 +9,12 @@ use granule_abi::process::{
 };
 
 use super::io::{UserBytes, store};
-use super::{Answer, MOST_AT_ONCE, Syscall};
+use super::process::with_thread;
+use super::{Answer, MOST_AT_ONCE, Syscall, write_quads};
 use crate::linux::errno::Errno;
 use crate::linux::file::contents::Contents;
 use crate::sched;
-use crate::smp::{self, Cpu, this_cpu};
+use crate::smp::{self, Cpu, CpuSet, this_cpu};
 use crate::uaccess;
 
 /// The result of `uname`. The release is that of the Linux whose interface this is: C libraries compare it.
@@ -80,8 +81,38 @@ pub(super) fn membarrier(call: &mut Syscall<'_>) -> Answer {
     Ok(0)
 }
 
+pub(super) fn sched_getaffinity(call: &mut Syscall<'_>) -> Answer {
+    let bytes = call.argument::<1>() as u32;
+    // As on Linux, the number of bits wraps.
+    if bytes.wrapping_mul(8) < u32::BITS - smp::online().bits().leading_zeros() || !bytes.is_multiple_of(8) {
+        return Err(Errno::EINVAL);
+    }
+    let cpus = with_thread(call, |task| task.thread().online_cpus())?;
+    write_quads(call.address::<2>(), [cpus.bits().into()])?;
+    Ok(size_of::<u64>() as u64)
+}
+
+/// Returns once the thread runs at EL0 on no other CPU.
+pub(super) fn sched_setaffinity(call: &mut Syscall<'_>) -> Answer {
+    let mut set = [0; size_of::<u64>()];
+    let given = set.len().min(call.argument::<1>() as u32 as usize);
+    uaccess::copy_from_user(set.get_mut(..given).unwrap_or_default(), call.address::<2>())?;
+    let thread = with_thread(call, |task| task.thread().clone())?;
+    let cpus = CpuSet::from_bits(u64::from_le_bytes(set) as u32 & smp::online().bits());
+    if cpus.is_empty() {
+        return Err(Errno::EINVAL);
+    }
+    thread.set_cpus(cpus);
+    let home = thread.home();
+    if home != this_cpu().id && !cpus.contains(home) {
+        // Its interrupt has a thread that is at EL0 there look at its CPUs first.
+        smp::call(CpuSet::of(home), order_here, 0);
+    }
+    Ok(0)
+}
+
 /// [`membarrier`] on another CPU: whether sequences begin anew, too.
-pub(super) fn order_here(cpu: &Cpu, restarts: usize) {
+fn order_here(cpu: &Cpu, restarts: usize) {
     fence(Ordering::SeqCst);
     if restarts != 0 {
         sched::report_move(cpu);
