@@ -533,6 +533,7 @@ impl Default for PerCpu {
             idle: AtomicPtr::default(),
             queue: IrqLock::new(queue::RunQueue::EMPTY),
             ready: AtomicU32::new(0),
+            bound: AtomicU32::new(0),
             timeouts: IrqLock::new(timeout::Timeouts::new()),
             leaving: AtomicPtr::default(),
             fp_owner: AtomicPtr::default(),

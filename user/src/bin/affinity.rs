@@ -247,7 +247,7 @@ fn bound_threads_have_their_turns() {
     bind(all);
 }
 
-/// Threads that may run on two CPUs use both, although they came to one.
+/// Threads that may run on two CPUs use both, although they came to one. No other program keeps those busy.
 fn a_cpu_that_idles_is_used() {
     let all = cpus_of(0);
     if all.count_ones() < 3 {

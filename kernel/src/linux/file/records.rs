@@ -11,7 +11,7 @@ use granule_arch::addr::{PAGE, VirtAddr};
 use crate::linux::errno::Errno;
 use crate::mm::space::{Area, AreaShown, ProgramHeap, Resident, SHARE_SHIFT};
 
-/// The text of a record. None is longer than one of `limits`, of 1,323 bytes, and one of `status`, of 1,109 where numbers
+/// The text of a record. None is longer than one of `limits`, of 1,323 bytes, and one of `status`, of 1,130 where numbers
 /// have up to 8 digits.
 pub type Record = heapless::Vec<u8, 1664>;
 

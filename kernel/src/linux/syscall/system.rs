@@ -104,7 +104,7 @@ pub(super) fn sched_setaffinity(call: &mut Syscall<'_>) -> Answer {
     }
     thread.set_cpus(cpus);
     let home = thread.home();
-    if home != this_cpu().id && !cpus.contains(home) {
+    if home != this_cpu().id && !cpus.contains(home) && !thread.is_parked() {
         // Its interrupt has a thread that is at EL0 there look at its CPUs first.
         smp::call(CpuSet::of(home), order_here, 0);
     }

@@ -2,13 +2,14 @@
 //!
 //! A CPU has three lists. `woken` holds threads that go on in the kernel: they go first, since others may wait for what
 //! they hold, and they stay on this CPU. `ready` holds threads that go on at EL0: each gets a slice in its turn, and a
-//! CPU that idles may take the first of them. `bound` holds those that may go on at EL0 on some CPUs alone
-//! (`sched_setaffinity`); they have their turns with the ready ones, in the order in which they came. A thread at EL0 is
+//! CPU that idles may take the first of them. `bound` holds those that might go on at EL0 on some CPUs alone when they
+//! came (`sched_setaffinity`); they have their turns with the ready ones, in the order of arrival. A thread at EL0 is
 //! preempted at once by a woken thread, and at the end of its slice by one of the others. There is no tick: a slice has
 //! an end only while a thread waits for it.
 //!
-//! **No CPU takes a bound thread, it goes**: on its way to EL0, where it may not be, or where it would wait while one of
-//! its CPUs idles. So a CPU that idles need not know what others have for it. In the kernel it may run on any CPU.
+//! **A bound thread is not taken, it goes**: on its way to EL0, where it may not be, or where it would wait while one of
+//! its CPUs idles. So a CPU that idles need not know what others have for it. In the kernel it may run on any CPU. One
+//! that is bound or freed while it waits goes, or may be taken, from its next turn on.
 //!
 //! **No thread waits for ever**: after [`WOKEN_IN_A_ROW`] woken threads a ready one has its turn, so that threads that
 //! wake each other do not keep the CPU; and since the slice of that one has an end, the woken ones go on after it.
@@ -81,6 +82,8 @@ pub(crate) struct PerCpu {
     pub(super) queue: IrqLock<RunQueue, { rank::RUN_QUEUE }>,
     /// How many there are in `ready`, for readers without the lock.
     pub(super) ready: AtomicU32,
+    /// How many there are in `bound`, likewise.
+    pub(super) bound: AtomicU32,
     pub(super) timeouts: IrqLock<Timeouts, { rank::TIMEOUTS }>,
     /// The thread that has just ended, or goes to its new home, until the one after it has seen to it.
     pub(super) leaving: AtomicPtr<Thread>,
@@ -151,7 +154,12 @@ impl RunQueue {
     /// Of the threads that go on at EL0 the one that came first.
     fn take_first(&mut self, cpu: &Cpu) -> Option<UnsafeRef<Thread>> {
         let arrival = |list: &LinkedList<Link>| list.front().get().map_or(u64::MAX, |thread| thread.arrival.get());
-        if arrival(&self.bound) < arrival(&self.ready) { self.bound.pop_front() } else { self.take_ready(cpu) }
+        if arrival(&self.bound) >= arrival(&self.ready) {
+            return self.take_ready(cpu);
+        }
+        let thread = self.bound.pop_front()?;
+        cpu.sched().bound.fetch_sub(1, Ordering::Relaxed);
+        Some(thread)
     }
 
     fn take_ready(&mut self, cpu: &Cpu) -> Option<UnsafeRef<Thread>> {
@@ -163,12 +171,11 @@ impl RunQueue {
     fn add_ready(&mut self, cpu: &Cpu, thread: NonNull<Thread>, place: QueueEnd) {
         // SAFETY: a thread is not freed before it has ended, and it is in no list: it ran, or is new.
         let thread = unsafe { UnsafeRef::from_raw(thread.as_ptr()) };
-        let list = if thread.is_bound() {
-            &mut self.bound
-        } else {
-            cpu.sched().ready.fetch_add(1, Ordering::Relaxed);
-            &mut self.ready
+        let (list, count) = match thread.is_bound() {
+            true => (&mut self.bound, &cpu.sched().bound),
+            false => (&mut self.ready, &cpu.sched().ready),
         };
+        count.fetch_add(1, Ordering::Relaxed);
         match place {
             QueueEnd::First => {
                 thread.arrival.set(0);
@@ -232,11 +239,13 @@ fn elsewhere(cpu: &Cpu, thread: &Thread, waited_for: WaitedFor) -> Option<&'stat
         return None;
     }
     let among = if idle.is_empty() { others } else { idle };
-    // The next one by its number, so that those that leave a CPU do not all go to the first.
-    let other = among.iter().find(|other| other.0 > cpu.id.0).or_else(|| among.iter().next())?;
+    let waiting = |cpu: &&'static Cpu| {
+        [&cpu.sched().ready, &cpu.sched().bound].iter().map(|count| count.load(Ordering::Relaxed)).sum::<u32>()
+    };
+    let other = among.iter().filter_map(smp::cpu).min_by_key(waiting)?;
     // As in `wake_idle`.
-    IDLE.fetch_and(!(1 << other.0), Ordering::Relaxed);
-    smp::cpu(other)
+    IDLE.fetch_and(!(1 << other.id.0), Ordering::Relaxed);
+    Some(other)
 }
 
 /// Lets a thread that no CPU runs wait for EL0 at its home, which has just become that.
@@ -250,6 +259,8 @@ pub(super) fn arrive(thread: NonNull<Thread>) {
     request(cpu);
     drop(queue);
     notify_other(cpu);
+    // It may have been freed since it was bound.
+    wake_idle(cpu);
 }
 
 /// Wakes a thread that sleeps; `false` if it did not, by now.
@@ -288,7 +299,7 @@ fn notify_other(cpu: &'static Cpu) {
 /// Has `thread` look at its work soon, if it is at EL0.
 pub(super) fn interrupt(thread: &Thread) {
     // Where it has woken or moved concurrently, it has looked on its way: the work was raised before this looks at the
-    // thread, and `wake` and `steal` have changed the thread before it looks at its work.
+    // thread, and `wake`, `steal` and `arrive` have changed the thread before it looks at its work.
     fence(Ordering::SeqCst);
     if !thread.state.is_parked()
         && let Some(cpu) = smp::cpu(thread.home())

@@ -24,6 +24,7 @@ impl PerCpu {
             idle: AtomicPtr::new(null_mut()),
             queue: IrqLock::new(RunQueue::EMPTY),
             ready: AtomicU32::new(0),
+            bound: AtomicU32::new(0),
             timeouts: IrqLock::new(Timeouts::new()),
             leaving: AtomicPtr::new(null_mut()),
             fp_owner: AtomicPtr::new(null_mut()),
