@@ -59,3 +59,8 @@ pub fn text<'r>(file: &File, room: &'r mut [u8], piece: usize) -> &'r str {
         length += count as usize;
     }
 }
+
+/// The rest of a line of `status` or the like after its name.
+pub fn value<'t>(text: &'t str, name: &str) -> Option<&'t str> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+}

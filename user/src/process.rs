@@ -7,7 +7,7 @@ use core::ffi::CStr;
 use granule_abi::Errno;
 use granule_abi::limits::RLimit;
 use granule_abi::number::{
-    CLONE, EXECVE, EXIT, EXIT_GROUP, GETPID, GETPPID, GETTID, KILL, PRLIMIT64, SCHED_YIELD, TGKILL, WAIT4,
+    CLONE, EXECVE, EXIT, EXIT_GROUP, GETCPU, GETPID, GETPPID, GETTID, KILL, PRLIMIT64, SCHED_YIELD, TGKILL, WAIT4,
 };
 use granule_abi::process::{exited, killed};
 use granule_abi::signal::{SIGCHLD, SIGKILL};
@@ -66,6 +66,17 @@ pub fn parent_id() -> u32 {
 pub fn thread_id() -> u32 {
     // SAFETY: it changes nothing.
     unsafe { sys::raw(GETTID, [0; 6]) as u32 }
+}
+
+/// The CPU that the thread is on, or was on just now.
+///
+/// # Panics
+/// The kernel refuses to tell.
+pub fn cpu() -> u32 {
+    let mut cpu = u32::MAX;
+    // SAFETY: it writes `cpu`.
+    unsafe { sys::call(GETCPU, [&raw mut cpu as u64, 0, 0, 0, 0, 0]) }.expect("the CPU");
+    cpu
 }
 
 /// Lets others run.

@@ -53,14 +53,9 @@ fn of<'r>(id: u32, file: &str, room: &'r mut [u8]) -> &'r str {
     proc::text(&proc::open(id, file).expect(file), room, ROOM)
 }
 
-/// The rest of a line after its name.
-fn value<'t>(text: &'t str, name: &str) -> Option<&'t str> {
-    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-}
-
 /// Its number, in KiB where it is of memory.
 fn number(text: &str, name: &str) -> u64 {
-    let first = value(text, name).and_then(|value| value.split_whitespace().next()?.parse().ok());
+    let first = proc::value(text, name).and_then(|value| value.split_whitespace().next()?.parse().ok());
     first.unwrap_or_else(|| panic!("{name}: no number"))
 }
 
@@ -110,7 +105,7 @@ fn forms(room: &mut [u8]) {
         let lines = record.split_once('\n').expect("lines").1;
         names_are(lines, ["Size KernelPageSize MMUPageSize", COUNTS, "THPeligible VmFlags"]);
         lines.lines().take(22).for_each(of_memory);
-        holds("eligible", matches!(value(lines, "THPeligible"), Some("           0" | "           1")));
+        holds("eligible", matches!(proc::value(lines, "THPeligible"), Some("           0" | "           1")));
         holds("each property has a space after it", lines.ends_with(" \n"));
     }
     equal("words of statm", text("statm", room).split(' ').count(), 7);
@@ -192,7 +187,7 @@ fn areas(room: &mut [u8]) {
         equal(("private at", page), of("Private_Clean") + of("Private_Dirty"), present - shared);
         equal(("anonymous pages are written", page), of("Private_Dirty") + of("Shared_Dirty") >= anonymous, true);
         equal(("its size", page), of("Size"), 16);
-        let shown = value(record_at(text, place(page)), "VmFlags").map(str::trim);
+        let shown = proc::value(record_at(text, place(page)), "VmFlags").map(str::trim);
         equal(("properties at", page), shown, Some(properties));
     }
     unmap(FAR, 150);
@@ -273,12 +268,13 @@ fn signals(room: &mut [u8]) {
         equal("to the process", process::kill(process::id() as i32, SIGUSR1), Ok(()));
         equal("to the thread", process::tgkill(process::id(), process::thread_id(), SIGUSR1), Ok(()));
         let status = text("status", room);
-        let set = |name| value(status, name).and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(77);
+        let set =
+            |name| proc::value(status, name).and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(77);
         let (usr1, usr2, hup) = (set_of(SIGUSR1), set_of(SIGUSR2), set_of(SIGHUP));
         equal("pending and blocked", ["SigPnd", "ShdPnd", "SigBlk"].map(set), [usr1; 3]);
         equal("ignored", set("SigIgn") & (usr1 | usr2 | hup), usr2);
         equal("with a handler", set("SigCgt") & (usr1 | usr2 | hup), hup);
-        equal("a number for each", value(status, "SigCgt").map(str::len), Some(17));
+        equal("a number for each", proc::value(status, "SigCgt").map(str::len), Some(17));
         let mut masks = words(text("stat", room)).skip(28).map(|word| word.parse().unwrap_or(77));
         equal("in decimals", [masks.next(), masks.next()], [Some(usr1); 2]);
         set_without_handler(SIGUSR1, SIG_IGN);
@@ -289,13 +285,13 @@ fn signals(room: &mut [u8]) {
 fn names(room: &mut [u8]) {
     apart(|| {
         equal("a name", call(PRCTL, [PR_SET_NAME, c"a\nb\\ )(c".as_ptr() as u64]), Ok(0));
-        equal("in one line", value(text("status", room), "Name"), Some("\ta\\nb\\\\ )(c"));
+        equal("in one line", proc::value(text("status", room), "Name"), Some("\ta\\nb\\\\ )(c"));
         let (id, parent) = (process::id(), process::parent_id());
         let status = text("status", room);
         equal("numbers", ["Tgid", "Pid", "PPid"].map(|name| number(status, name)), [id, id, parent].map(u64::from));
         equal(
             "one thread, which runs",
-            (number(status, "Threads"), value(status, "State")),
+            (number(status, "Threads"), proc::value(status, "State")),
             (1, Some("\tR (running)")),
         );
         let text = text("stat", room);
@@ -371,12 +367,12 @@ fn again<'r>(file: &File, room: &'r mut [u8]) -> Result<&'r str, Errno> {
 fn others(room: &mut [u8]) {
     let child = process::spawn::<()>(|| time::sleep_for_ever());
     let files = FILES.map(|file| proc::open(child, file).expect("a child's"));
-    asleep_until(|| again(&files[2], room).is_ok_and(|text| value(text, "State") == Some("\tS (sleeping)")));
+    asleep_until(|| again(&files[2], room).is_ok_and(|text| proc::value(text, "State") == Some("\tS (sleeping)")));
     until_zombie(SIGCHLD, || process::kill(child as i32, SIGKILL).expect("a signal"));
     equal("no areas", again(&files[0], room), Ok(""));
     equal("nor all of them", again(&files[1], room).map(drop), Err(ESRCH));
     let status = again(&files[2], room).expect("a status");
-    equal("its state", value(status, "State"), Some("\tZ (zombie)"));
+    equal("its state", proc::value(status, "State"), Some("\tZ (zombie)"));
     equal("no descriptors", number(status, "FDSize"), 0);
     names_are(status, [FIRST.split_once(' ').expect("names").0, FIRST.split_once("Umask ").expect("names").1, LAST]);
     equal("no pages", again(&files[3], room), Ok("0 0 0 0 0 0 0\n"));
@@ -481,10 +477,10 @@ fn without_a_first_thread(room: &mut [u8]) {
         });
         process::exit(0)
     });
-    asleep_until(|| value(of(child, "status", room), "State") == Some("\tZ (zombie)"));
+    asleep_until(|| proc::value(of(child, "status", room), "State") == Some("\tZ (zombie)"));
     asleep_until(|| {
         let thread = other.load(Ordering::Acquire);
-        thread != 0 && value(of(thread, "status", room), "State") == Some("\tS (sleeping)")
+        thread != 0 && proc::value(of(thread, "status", room), "State") == Some("\tS (sleeping)")
     });
     equal("no areas", ["maps", "smaps"].map(|file| of(child, file, room).len()), [0; 2]);
     let opened = ["smaps_rollup", "pagemap"].map(|file| proc::open(child, file).map(drop));

@@ -41,13 +41,6 @@ fn bind(cpus: u64) {
     equal(("bound to", cpus), set_cpus(0, cpus), Ok(0));
 }
 
-/// The CPU that the running thread is on.
-fn here() -> u32 {
-    let mut cpu = u32::MAX;
-    call(GETCPU, [&raw mut cpu as u64, 0]).expect("the CPU");
-    cpu
-}
-
 /// The numbers of the CPUs in a set.
 fn numbers(cpus: u64) -> impl Iterator<Item = u32> + Clone {
     (0..u64::BITS).filter(move |&cpu| cpus & of(cpu) != 0)
@@ -58,12 +51,12 @@ fn turn(cpus: u64, n: usize) -> u32 {
     numbers(cpus).cycle().nth(n % cpus.count_ones() as usize).expect("a CPU")
 }
 
-/// The rest of the line of `/proc/PID/status` that begins so.
+/// The value of a line of `/proc/PID/status`.
 fn with_status<R>(thread: u32, name: &str, look: impl FnOnce(&str) -> R) -> R {
     let mut room = [0; 4096];
     let file = proc::open(thread, "status").expect("the file");
     let text = proc::text(&file, &mut room, 4096);
-    look(text.lines().find_map(|line| line.strip_prefix(name)).expect("a line").trim_start_matches([':', '\t']))
+    look(proc::value(text, name).expect("a line").trim_start())
 }
 
 fn sets_are_refused() {
@@ -115,31 +108,31 @@ fn each_cpu_alone() {
     let all = cpus_of(0);
     let digits = (u64::BITS - all.leading_zeros()).div_ceil(4) as usize;
     let shows = |cpus: u64, thread: u32| {
-        let shown = with_status(thread, "Cpus_allowed:", |text| (text.len(), u64::from_str_radix(text, 16)));
+        let shown = with_status(thread, "Cpus_allowed", |text| (text.len(), u64::from_str_radix(text, 16)));
         equal("the set is shown", shown, (digits, Ok(cpus)));
     };
     for _ in 0..3 {
         for cpu in numbers(all) {
             bind(of(cpu));
-            equal("it is there", (here(), cpus_of(0)), (cpu, of(cpu)));
+            equal("it is there", (process::cpu(), cpus_of(0)), (cpu, of(cpu)));
             equal("by its number", cpus_of(process::thread_id()), of(cpu));
             shows(of(cpu), process::id());
-            let listed = with_status(process::id(), "Cpus_allowed_list:", |text| text.parse::<u32>());
+            let listed = with_status(process::id(), "Cpus_allowed_list", |text| text.parse::<u32>());
             equal("the list is shown", listed, Ok(cpu));
             process::sched_yield();
-            equal("it stays", here(), cpu);
+            equal("it stays", process::cpu(), cpu);
         }
         // All but one.
         for cpu in numbers(all).filter(|&cpu| all != of(cpu)) {
             bind(all & !of(cpu));
-            holds("elsewhere", here() != cpu);
+            holds("elsewhere", process::cpu() != cpu);
             shows(all & !of(cpu), process::id());
         }
     }
     if all == 0b1111 {
         for (cpus, list) in [(0b1011, "0-1,3"), (0b0101, "0,2"), (0b1110, "1-3"), (0b1111, "0-3")] {
             bind(cpus);
-            holds("the list", with_status(process::id(), "Cpus_allowed_list:", |text| text == list));
+            holds("the list", with_status(process::id(), "Cpus_allowed_list", |text| text == list));
         }
     }
     bind(all);
@@ -149,9 +142,9 @@ fn others_inherit() {
     let all = cpus_of(0);
     for cpu in numbers(all) {
         bind(of(cpu));
-        beside(|| equal("a thread", (here(), cpus_of(0)), (cpu, of(cpu))), || ());
+        beside(|| equal("a thread", (process::cpu(), cpus_of(0)), (cpu, of(cpu))), || ());
         let child = process::run(|| {
-            equal("a process", (here(), cpus_of(0)), (cpu, of(cpu)));
+            equal("a process", (process::cpu(), cpus_of(0)), (cpu, of(cpu)));
             bind(all);
             wrong()
         });
@@ -168,7 +161,7 @@ fn others_are_bound() {
     let runs = || {
         thread.store(process::thread_id(), Ordering::Release);
         while ends.load(Ordering::Relaxed) == 0 {
-            seen.store(here(), Ordering::Relaxed);
+            seen.store(process::cpu(), Ordering::Relaxed);
             looks.fetch_add(1, Ordering::Release);
         }
     };
@@ -204,7 +197,7 @@ fn sleepers_are_bound() {
             while word.load(Ordering::Acquire) == 2 * round {
                 let _ = futex_wait(&word, 2 * round, None);
             }
-            equal("it wakes there", here(), turn(all, round as usize));
+            equal("it wakes there", process::cpu(), turn(all, round as usize));
             word.store(2 * round + 2, Ordering::Release);
             let _ = futex_wake(&word, 1);
         }
@@ -235,7 +228,7 @@ fn bound_threads_have_their_turns() {
         bind(cpus);
         let mut was_elsewhere = false;
         while counts.iter().any(|count| count.load(Ordering::Relaxed) < ENOUGH) {
-            was_elsewhere |= cpus & of(here()) == 0;
+            was_elsewhere |= cpus & of(process::cpu()) == 0;
             counts[number].fetch_add(1, Ordering::Relaxed);
             if number.is_multiple_of(2) {
                 process::sched_yield();
@@ -265,7 +258,7 @@ fn a_cpu_that_idles_is_used() {
         bind(of(first));
         bind(of(first) | of(second));
         while seen.iter().fold(0, |sum, cpus| sum | cpus.load(Ordering::Relaxed)) != of(first) | of(second) {
-            seen[number - 1].fetch_or(of(here()), Ordering::Relaxed);
+            seen[number - 1].fetch_or(of(process::cpu()), Ordering::Relaxed);
         }
     };
     all_at_once(3, main);
@@ -276,7 +269,7 @@ fn a_cpu_that_idles_is_used() {
         1 => {
             bind(of(first));
             bind(of(first) | of(second));
-            while here() != second {}
+            while process::cpu() != second {}
             has_moved.store(true, Ordering::Relaxed);
         }
         _ => {
@@ -326,7 +319,7 @@ fn changes_of_all_at_a_time() {
     all_at_once(threads.len(), main);
     equal("all have ended", ended.into_inner(), 5);
     bind(all);
-    holds("it is somewhere", all & of(here()) != 0);
+    holds("it is somewhere", all & of(process::cpu()) != 0);
 }
 
 extern "C" fn nothing(_: u32, _: &SigInfo, _: &mut UContext) {}

@@ -158,10 +158,9 @@ fn the_cpu_is_there() {
     assert_eq!(memory.register(), OK);
     // Where it has moved between the looks it looks again.
     let seen = || {
-        let mut cpu = [0_u32];
-        call(GETCPU, [cpu.as_mut_ptr() as u64, 0, 0]).expect("the CPU");
+        let cpu = process::cpu();
         let [start, own, ..] = memory.words();
-        (start == own && own == cpu[0]).then_some(own)
+        (start == own && own == cpu).then_some(own)
     };
     (0..100).for_each(|_| while seen().is_none() {});
     assert_eq!(memory.unregister(), OK);

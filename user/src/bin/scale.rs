@@ -103,7 +103,7 @@ impl Worker {
         unsafe { sys::raw(SCHED_SETAFFINITY, [0, 8, &raw const mask as u64, 0, 0, 0]) };
         let places = &worker.common.places[..worker.common.cpus.0 as usize];
         loop {
-            places[me as usize].0.store(cpu() + 1, Ordering::Release);
+            places[me as usize].0.store(process::cpu() + 1, Ordering::Release);
             let seen = places.iter().map(|place| 1_u64 << place.0.load(Ordering::Acquire));
             // Bit 0 is of those that have not been anywhere.
             if (seen.fold(0, |all, one| all | one) & !1).count_ones() == worker.common.cpus.0 {
@@ -127,7 +127,7 @@ impl Worker {
     /// Checks that the thread has kept its CPU, and forgets it.
     fn end(&self) {
         let place = &self.common.places[self.me as usize].0;
-        assert_eq!(place.load(Ordering::Relaxed), cpu() + 1, "a thread has changed its CPU");
+        assert_eq!(place.load(Ordering::Relaxed), process::cpu() + 1, "a thread has changed its CPU");
         self.meet();
         place.store(0, Ordering::Release);
         self.meet();
@@ -257,14 +257,6 @@ fn map_without_huge_pages(room: Room) {
     room.map(RW, 0);
     // SAFETY: it changes no contents.
     let _ = unsafe { madvise(room.start, room.bytes(), MADV_NOHUGEPAGE) };
-}
-
-/// The CPU that runs this.
-fn cpu() -> u32 {
-    let mut cpu = 0_u32;
-    // SAFETY: it writes `cpu`.
-    unsafe { sys::call(GETCPU, [&raw mut cpu as u64, 0, 0, 0, 0, 0]) }.expect("getcpu");
-    cpu
 }
 
 /// The operation, between the markers.
